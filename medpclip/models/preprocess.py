@@ -1,0 +1,40 @@
+"""From an 8-bit picture to the trunk's pixels: pad to square, resize, normalise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from medpclip.data.geometry import Window, fill_colour
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How images become pixels.
+
+    Attributes:
+        image_size: the trunk's input side, in pixels.
+        mean, std: of RGB in [0, 1], as the trunk was trained with.
+    """
+
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @property
+    def fill(self) -> tuple[int, ...]:
+        """Colour of the padding, 8 bits."""
+        return fill_colour(self.mean)
+
+    def pad_resize(self, image: np.ndarray) -> np.ndarray:
+        """uint8 (height, width, 3) -> uint8 (image_size, image_size, 3)."""
+        height, width = image.shape[:2]
+        return Window.whole(width, height).image(image, self.image_size, self.fill)
+
+    def to_pixels(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 (B, image_size, image_size, 3) -> normalised float32 (B, 3, image_size, image_size), same device."""
+        mean = torch.tensor(self.mean, device=images.device) * 255.0
+        scale = 1.0 / (torch.tensor(self.std, device=images.device) * 255.0)
+        return ((images.float() - mean) * scale).permute(0, 3, 1, 2).contiguous()
