@@ -131,7 +131,7 @@ def stack(
     batch = len(prompts)
     regions = regions or max([1, *map(len, prompts)])
     points = points or max([1, *(len(p.points) for row in prompts for p in row)])
-    out = {
+    out: dict[str, np.ndarray] = {
         "points": np.zeros((batch, regions, points, 2), np.float32),
         "point_labels": np.full((batch, regions, points), -1, np.int64),
         "boxes": np.zeros((batch, regions, 4), np.float32),

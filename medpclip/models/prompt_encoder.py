@@ -44,6 +44,7 @@ class PromptEncoder(nn.Module):
 
     def __init__(self, dim: int = 256, octaves: int = 6) -> None:
         super().__init__()
+        self.frequencies: Tensor
         self.register_buffer("frequencies", math.pi * 2.0 ** torch.arange(octaves), persistent=False)
         features = 2 + 4 * octaves
         self.point_position = nn.Linear(features, dim)

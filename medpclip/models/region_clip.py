@@ -111,7 +111,7 @@ class RegionCLIP(nn.Module):
 
     @property
     def visual(self) -> VisionTransformer:
-        return self.clip.visual  # type: ignore[return-value]
+        return self.clip.visual
 
     @property
     def grid(self) -> tuple[int, int]:

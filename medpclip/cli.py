@@ -1,0 +1,51 @@
+"""The `medpclip` command: parses, and hands over to the component that owns each verb.
+
+Each component's `command.py` adds its own sub-commands and imports what it needs only when it runs, so `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from medpclip import __version__
+from medpclip.errors import MedpclipError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs."""
+    import medpclip.data.command as data
+    import medpclip.evaluation.command as evaluation
+    import medpclip.export.command as export
+    import medpclip.train.command as train
+
+    parser = argparse.ArgumentParser(
+        prog="medpclip", description="Region-aware medical CLIP: build shards, pretrain, evaluate, export."
+    )
+    parser.add_argument("--version", action="version", version=f"medpclip {__version__}")
+    verbs = parser.add_subparsers(title="commands", dest="verb", required=True, metavar="COMMAND")
+    for component in (data, train, evaluation, export):
+        component.add_parser(verbs)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status. Errors that the user can mend are one line on stderr and status 2."""
+    args = build_parser().parse_args(argv)
+    try:
+        return args.run(args) or 0
+    except MedpclipError as error:
+        print(f"medpclip: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("medpclip: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # medpclip ... | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

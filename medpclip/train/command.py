@@ -1,0 +1,45 @@
+"""`medpclip train`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+EPILOG = """examples:
+  medpclip train launch/quickstart.yaml
+  medpclip train launch/quickstart.yaml optimizer.lr=1e-3 steps=200 out=runs/trial
+  medpclip train launch/quickstart.yaml --print-config
+  medpclip train launch/quickstart.yaml --resume"""
+
+
+def add_parser(verbs: Any) -> None:
+    """Register the verb."""
+    parser = verbs.add_parser(
+        "train",
+        help="pretrain a region-aware CLIP",
+        description="Train what a YAML file describes; write config.yaml, log.jsonl and checkpoints/ to its 'out'.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", type=Path, help="run configuration (YAML)")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="override a key, dotted: optimizer.lr=1e-3")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the newest checkpoint in 'out', if there is one"
+    )
+    parser.add_argument("--print-config", action="store_true", help="print the whole resolved configuration and stop")
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> None:
+    from medpclip.config import dump_yaml, load
+    from medpclip.train.config import TrainConfig
+
+    config = load(TrainConfig, args.config, args.overrides)
+    if args.print_config:
+        print(dump_yaml(config), end="")
+        return
+    from medpclip.train.loop import train
+
+    train(config, args.resume)
+    print(f"trained: {config.out}")
