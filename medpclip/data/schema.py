@@ -60,7 +60,7 @@ class Sample:
 
     Attributes:
         key: the member name in the shard: a salted hash, never the name of the source's file.
-        group: salted hash of the patient or study (of the image, where the source names neither); no group is in two splits.
+        group: salted hash of the patient or study (of the image, where neither is known); no group is in two splits.
         spacing: [sy, sx] millimetres per pixel.
         volume: {"id", "index", "count", "axis"} for a slice of a volume.
         intensity: how the source's values became 8 bits, as {"window": [lo, hi], "bits": 12}.
@@ -108,7 +108,7 @@ class Sample:
         version = data.get("schema")
         if version != SCHEMA_VERSION:
             raise MedpclipError(
-                f"{where}: schema is {version!r}, this medpclip reads {SCHEMA_VERSION}; rebuild the shards or update medpclip"
+                f"{where}: schema is {version!r}, this medpclip reads {SCHEMA_VERSION}; rebuild the shards or update"
             )
         known = {f.name for f in fields(cls)} - {"key", "extra"}
         given = {k: v for k, v in data.items() if k in known}

@@ -277,7 +277,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise MedpclipError(f"{path}: key 'shards' is missing or not a list; build the shards again")
     if manifest.get("schema") != SCHEMA_VERSION:
         raise MedpclipError(
-            f"{path}: key 'schema' is {manifest.get('schema')!r}, this medpclip reads {SCHEMA_VERSION}; rebuild or update"
+            f"{path}: key 'schema' is {manifest.get('schema')!r}, this one reads {SCHEMA_VERSION}; rebuild or update"
         )
     if not isinstance(manifest.get("splits"), dict):
         raise MedpclipError(f"{path}: key 'splits' is missing or not an object; build the shards again")
@@ -322,7 +322,7 @@ def _read_index(folder: Path, shard: dict[str, Any]) -> Iterable[_Row]:
         raise MedpclipError(f"{path}: listed in {MANIFEST} but missing; copy it here or build again")
     if path.stat().st_size != shard["bytes"]:
         raise MedpclipError(
-            f"{path}: {path.stat().st_size} bytes, {MANIFEST} says {shard['bytes']}; it is truncated or of another build"
+            f"{path}: {path.stat().st_size} bytes, {MANIFEST} says {shard['bytes']}; truncated, or of another build"
         )
     try:
         index = json.loads(index_path(path).read_bytes())

@@ -95,7 +95,9 @@ class Lexicon:
         for name, term in self.terms.items():
             for word in [name, *term.synonyms]:
                 if meaning.setdefault(word.lower(), name) != name:
-                    raise MedpclipError(f"lexicon: {word!r} means both {meaning[word.lower()]!r} and {name!r}; rename one")
+                    raise MedpclipError(
+                        f"lexicon: {word!r} means both {meaning[word.lower()]!r} and {name!r}; rename one"
+                    )
             for parent in term.parents:
                 if parent not in self.terms:
                     raise MedpclipError(f"lexicon: term {name!r} has the unknown parent {parent!r}; define it")

@@ -1,0 +1,123 @@
+"""Finding images and the annotations that belong to them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from medpclip.data.readers.base import Entry, Fault
+from medpclip.errors import MedpclipError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm")
+# Files that accompany a data set without being an image or an annotation of one.
+_DOCUMENTS = ("", ".md", ".txt", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".html", ".pdf", ".ini", ".db")
+
+
+def list_files(source: Path, where: str, option: str, suffixes: tuple[str, ...] = ()) -> list[Path]:
+    """The files of a folder and its sub-folders, or those that a pattern names, sorted; hidden ones are left out.
+
+    Args:
+        source: the source's folder.
+        where: a folder, "." for all, or a pattern as "*/images/*.png", relative to `source`.
+        option: the recipe's key, for messages.
+        suffixes: only files that end so, in any case; all by default.
+
+    Raises:
+        MedpclipError: no such folder, or nothing fits the pattern.
+    """
+    if Path(where).is_absolute() or ".." in Path(where).parts:
+        raise MedpclipError(f"key '{option}' is '{where}', which leads out of the source; give a path inside it")
+    if is_pattern(source, where):
+        found: Iterable[Path] = list(source.glob(where))
+        if not found:
+            raise MedpclipError(f"{source}: nothing fits '{where}'; check --source, or the recipe's key '{option}'")
+    else:
+        folder = source / where
+        if not folder.is_dir():
+            raise MedpclipError(f"{folder}: no such folder; check --source, or the recipe's key '{option}'")
+        found = folder.rglob("*")
+    files = [path for path in found if path.is_file() and not _hidden(path.relative_to(source))]
+    return sorted(path for path in files if not suffixes or path.suffix.lower() in suffixes)
+
+
+def is_pattern(source: Path, where: str) -> bool:
+    """Whether an option names files by a pattern, and isn't just a folder with such characters in its name."""
+    return any(character in where for character in "*?[") and not (source / where).is_dir()
+
+
+def list_images(source: Path, where: str, option: str) -> tuple[list[Path], list[Fault]]:
+    """The images there, and a fault for each file that is neither an image we read nor a document."""
+    return sort_out(source, list_files(source, where, option))
+
+
+def sort_out(source: Path, files: Iterable[Path]) -> tuple[list[Path], list[Fault]]:
+    """The images among some files, and a fault for each that is neither an image we read nor a document."""
+    images, faults = [], []
+    for path in files:
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            images.append(path)
+        elif path.suffix.lower() not in _DOCUMENTS:
+            name = path.relative_to(source).as_posix()
+            faults.append(Fault(name, "", "file is of a kind that no image reader reads", path.suffix))
+    return images, faults
+
+
+def pair(
+    source: Path,
+    images: Iterable[Path],
+    annotations: Iterable[Path],
+    image_key: Callable[[Path], str],
+    annotation_key: Callable[[Path], str],
+    count: Callable[[Path], int],
+) -> list[Entry | Fault]:
+    """Images and annotation files that have the same key; a fault for each that stays alone or is ambiguous.
+
+    The entry's annotation is the annotation file's path; `count` says how many regions such a file holds.
+    """
+
+    def name(path: Path) -> str:
+        return path.relative_to(source).as_posix()
+
+    left = _by_key(images, image_key)
+    right = _by_key(annotations, annotation_key)
+    out: list[Entry | Fault] = []
+    for key in sorted(left.keys() | right.keys()):
+        mine, theirs = left.get(key, []), right.get(key, [])
+        if len(mine) == 1 and len(theirs) == 1:
+            out.append(Entry(name(mine[0]), theirs[0]))
+        elif not mine:
+            out += [Fault(name(path), "", "annotation without an image", regions=count(path)) for path in theirs]
+        elif not theirs:
+            out += [Fault(name(path), "", "image without an annotation", images=1) for path in mine]
+        else:
+            detail = ", ".join(name(path) for path in [*mine, *theirs])
+            out += [Fault(name(path), "", "several files share one name", detail, images=1) for path in mine]
+            reason = "several files share one name"
+            out += [Fault(name(path), "", reason, detail, regions=count(path)) for path in theirs]
+    return out
+
+
+def stem_below(source: Path, where: str, suffix: str = "") -> Callable[[Path], str]:
+    """A key for `pair`: the path below a folder, without extension and without `suffix` at the end of the name.
+
+    Below a pattern there is no one folder, so the key is the file's stem alone.
+    """
+    patterned = is_pattern(source, where)
+
+    def key(path: Path) -> str:
+        below = Path(path.name) if patterned else path.relative_to(source / where)
+        return below.with_suffix("").as_posix().removesuffix(suffix)
+
+    return key
+
+
+def _by_key(paths: Iterable[Path], key: Callable[[Path], str]) -> dict[str, list[Path]]:
+    out: dict[str, list[Path]] = defaultdict(list)
+    for path in paths:
+        out[key(path)].append(path)
+    return out
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)

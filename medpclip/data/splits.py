@@ -1,0 +1,80 @@
+"""Train, val and test: whole groups, the same in every lab."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from medpclip.data.recipe import SplitRule
+from medpclip.errors import MedpclipError
+
+
+class Splitter:
+    """Says which split an image goes to.
+
+    Args:
+        rule: the recipe's rule.
+        source: the source's folder, for published lists.
+
+    Raises:
+        MedpclipError: a published list is missing, or has an image in two splits.
+    """
+
+    def __init__(self, rule: SplitRule, source: Path) -> None:
+        self.rule = rule
+        self._listed = _read_lists(rule.files, source) if rule.files else None
+        self._of_group: dict[str, str] = {}
+
+    def split(self, image: str, group: str) -> str | None:
+        """The split of an image (path relative to the source) of an unsalted group; None if the published ones lack it.
+
+        Raises:
+            MedpclipError: the published split tears a group apart.
+        """
+        if self._listed is not None:
+            path = PurePosixPath(image)
+            names = (image, path.with_suffix("").as_posix(), path.name, path.stem)
+            split = next((self._listed[name] for name in names if name in self._listed), None)
+        elif self.rule.folders is not None:
+            tops = {folder: split for split, folder in self.rule.folders.items()}
+            split = next((s for top, s in tops.items() if PurePosixPath(image).is_relative_to(top)), None)
+        else:
+            return draw_split(group, self.rule)
+        if split is not None and self._of_group.setdefault(group, split) != split:
+            raise MedpclipError(
+                f"key 'split': the published split has images of one group in '{self._of_group[group]}' and '{split}' "
+                f"(for one, {image}); split by fractions, or make the group rule finer"
+            )
+        return split
+
+
+def draw_split(group: str, rule: SplitRule) -> str:
+    """The split of a group: a pure function of the rule's seed and the group's own, unsalted name.
+
+    Each group draws by itself, so a group never changes sides when others are added. The fractions hold on average.
+    """
+    digest = hashlib.sha256(f"{rule.seed}\0{group}".encode("utf-8", "surrogateescape")).digest()
+    draw = int.from_bytes(digest[:8], "big") / 2**64
+    if draw < rule.train:
+        return "train"
+    # Sums in floating point may end a hair below 1: the last split with a fraction takes the rest.
+    return "val" if draw < rule.train + rule.val or rule.test == 0 else "test"
+
+
+def _read_lists(files: Mapping[Any, str], source: Path) -> dict[str, str]:
+    listed: dict[str, str] = {}
+    for split, name in files.items():
+        path = source / name
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise MedpclipError(
+                f"{path}: unreadable list ({why}); check the recipe's key 'split.files.{split}'"
+            ) from None
+        for line in filter(None, map(str.strip, lines)):
+            if listed.setdefault(line, split) != split:
+                raise MedpclipError(f"{path}: '{line}' is in '{listed[line]}' and in '{split}'; keep one")
+    return listed

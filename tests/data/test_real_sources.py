@@ -1,0 +1,108 @@
+"""The five shipped recipes on the real sources: counts as published, masks and boxes where they belong."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medpclip.config import from_mapping
+from medpclip.data.build import build
+from medpclip.data.check import check_folder
+from medpclip.data.privacy import Salt
+from medpclip.data.readers import READERS, Entry
+from medpclip.data.recipe import Recipe
+from medpclip.data.regions import make_region
+from medpclip.data.schema import Region
+from medpclip.data.shards import ShardFolder
+
+DATA = os.environ.get("MEDPCLIP_DATA", "")
+pytestmark = pytest.mark.skipif(
+    not Path(DATA, "bccd_blood").is_dir(), reason="MEDPCLIP_DATA doesn't name the real data"
+)
+RECIPES = Path(__file__).parents[2] / "data_recipes"
+SALT = Salt(b"a secret that only tests know", "test")
+
+# Source -> images and regions found, those quarantined, and regions written per term.
+EXPECTED: dict[str, dict[str, Any]] = {
+    "bccd_blood": {
+        "found": (272, 3625),
+        "lost": (0, 0),
+        "terms": {"red blood cell": 3074, "white blood cell": 279, "platelet": 272},
+    },
+    # One image is there twice, byte for byte, with boxes drawn anew.
+    "cxr_lungboxes": {"found": (214, 428), "lost": (1, 2), "terms": {"left lung": 213, "right lung": 213}},
+    "usgra_nerve_us": {"found": (170, 423), "lost": (1, 2), "terms": {"nerve": 223, "blood vessel": 198}},
+    "dsb2018_nuclei": {"found": (95, 3424), "lost": (0, 0), "terms": {"cell nucleus": 3424}},
+    # One component has fewer than 20 pixels.
+    "kvasir_polyp": {"found": (420, 449), "lost": (0, 1), "terms": {"polyp": 448}},
+}
+
+
+@pytest.fixture(scope="module", params=sorted(EXPECTED))
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    name = request.param
+    out = tmp_path_factory.mktemp("real") / name
+    build(Recipe.load(RECIPES / f"{name}.yaml"), Path(DATA) / name, out, SALT)
+    return name, out
+
+
+def test_counts_are_the_published_ones(built: tuple[str, Path]) -> None:
+    name, out = built
+    manifest = ShardFolder(out).manifest
+    expected = EXPECTED[name]
+    assert (manifest["images"]["found"], manifest["regions"]["found"]) == expected["found"]
+    assert (manifest["images"]["quarantined"], manifest["regions"]["quarantined"]) == expected["lost"]
+    terms: dict[str, int] = {}
+    for split in manifest["splits"].values():
+        for term, count in split["category"].items():
+            terms[term] = terms.get(term, 0) + count
+    assert terms == expected["terms"]
+    assert set(manifest["splits"]) == {"train", "val", "test"}
+
+
+def test_shards_pass_the_deep_check(built: tuple[str, Path]) -> None:
+    assert not list(check_folder(built[1]))
+
+
+def test_no_file_name_in_the_manifest_or_json(built: tuple[str, Path]) -> None:
+    name, out = built
+    reader = Recipe.load(RECIPES / f"{name}.yaml").make_reader(Path(DATA) / name)
+    stems = {Path(entry.image).stem for entry in reader.scan() if isinstance(entry, Entry)}
+    shards = ShardFolder(out)
+    for i in range(len(shards)):
+        sample = shards.sample(i)
+        words = {sample.key, sample.group, *map(str, sample.labels.values()), *(r.category for r in sample.regions)}
+        assert not words & stems
+
+
+def test_derived_coco_forms_equal_the_instance_masks() -> None:
+    """The same nuclei as run lengths (compressed and not), as polygons, and as the masks they came from."""
+    source = Path(DATA) / "dsb2018_nuclei"
+    masks = Recipe.load(RECIPES / "dsb2018_nuclei.yaml").make_reader(source)
+    originals = {entry.image: entry for entry in masks.scan() if isinstance(entry, Entry)}
+    reader_class, options_class = READERS["coco"]
+    for form, least in (("rle", 1.0), ("polygons", 0.9)):
+        options = from_mapping(
+            options_class, {"annotations": f"derived_coco_{form}.json", "images": "stage1_train/*/images/*"}, "test"
+        )
+        reader = reader_class(source, options)
+        entries = [entry for entry in reader.scan() if isinstance(entry, Entry)]
+        assert len(entries) == len(originals)
+        for entry in sorted(entries, key=lambda entry: entry.metadata["width"])[:4]:
+            mine = [_mask(raw, entry) for raw in reader.read(entry).regions]
+            theirs = [_mask(raw, entry) for raw in masks.read(originals[entry.image]).regions]
+            assert len(mine) == len(theirs)
+            for mask in mine:
+                best = max(float((mask & other).sum() / (mask | other).sum()) for other in theirs)
+                assert best >= least
+
+
+def _mask(raw: Any, entry: Entry) -> np.ndarray:
+    size = (entry.metadata["width"], entry.metadata["height"])
+    region = make_region(raw, 1, {raw.label: "cell nucleus"}, size, "test")
+    assert isinstance(region, Region)
+    mask = region.mask()
+    assert mask is not None
+    return mask
