@@ -42,10 +42,10 @@ quickstart: $(QUICK)/export/export.json ## phantom images, training, evaluation,
 	@echo "exported: $(QUICK)/export"
 
 $(QUICK)/data/manifest.json: | $(INSTALLED)
-	$(BIN)/medpclip data phantom --out $(QUICK)/data
+	$(BIN)/medpclip data phantom --images 5000 --out $(QUICK)/data
 
 $(QUICK)/trained: $(QUICK)/data/manifest.json
-	$(BIN)/medpclip train launch/quickstart.yaml
+	$(BIN)/medpclip train launch/quickstart.yaml --resume
 	@touch $@
 
 $(QUICK)/eval/table.txt: $(QUICK)/trained
@@ -69,7 +69,7 @@ $(RECIPES:%=$(REAL)/data/%/manifest.json): $(REAL)/data/%/manifest.json: | data-
 	$(BIN)/medpclip data build $* --source "$(DATA)" --out $(REAL)/data/$*
 
 $(REAL)/trained: $(RECIPES:%=$(REAL)/data/%/manifest.json)
-	$(BIN)/medpclip train launch/quickstart-real.yaml
+	$(BIN)/medpclip train launch/quickstart-real.yaml --resume
 	@touch $@
 
 $(REAL)/eval/table.txt: $(REAL)/trained

@@ -14,10 +14,9 @@ import statistics
 import time
 from collections.abc import Callable
 
-import medpclip  # noqa: F401 (mends CPU builds of torchvision)
-
 import torch
 
+import medpclip  # noqa: F401 (mends CPU builds of torchvision)
 from medpclip.models import FusionConfig, ModelConfig, Prompts
 from medpclip.models.load import build_model
 

@@ -34,6 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. Errors that the user can mend are one line on stderr and status 2."""
     args = build_parser().parse_args(argv)
+    # Before torch loads OpenMP: threads that spin while they wait slow a shared machine down by a factor, and win nothing.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return args.run(args) or 0
     except MedpclipError as error:

@@ -151,9 +151,10 @@ def _parse_yaml(text: str, where: str) -> Any:
         mark = error.problem_mark or error.context_mark
         line = f"line {mark.line + 1}: " if mark else ""
         problem = re.sub(r"\s+", " ", error.problem or error.context or "")
-        raise MedpclipError(f"{where}: {line}{problem}") from None
+        remedy = "" if ";" in problem else "; correct the YAML"  # our own say it already
+        raise MedpclipError(f"{where}: {line}{problem}{remedy}") from None
     except yaml.YAMLError as error:
-        raise MedpclipError(f"{where}: is no YAML: {' '.join(str(error).split())}") from None
+        raise MedpclipError(f"{where}: is no YAML: {' '.join(str(error).split())}; write it anew") from None
     except RecursionError:
         raise MedpclipError(f"{where}: an alias contains itself, or the nesting is too deep; write it out") from None
     except ValueError as error:  # PyYAML's constructors, as for the date 2020-99-99
@@ -195,7 +196,8 @@ def _apply(data: dict[str, Any], override: str) -> KeyPath:
                 raise MedpclipError(f"{where}: key {name} is a list of {len(target)}; '{part}' is no position in it")
             slot = int(part)
         elif not isinstance(target, dict):
-            raise MedpclipError(f"{where}: key {_dotted(path[:depth])} is {_shown(target)}, which has no keys inside")
+            name = _dotted(path[:depth])
+            raise MedpclipError(f"{where}: key {name} is {_shown(target)}, which has no keys inside; set {name} itself")
         if depth == len(path) - 1:
             target[slot] = value
         elif isinstance(target, dict) and target.get(slot) is None:

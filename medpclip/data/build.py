@@ -27,9 +27,10 @@ from medpclip.data.readers import Entry, Fault, RawSample, UnusableError
 from medpclip.data.recipe import Recipe, TableRule, lookup
 from medpclip.data.regions import make_region
 from medpclip.data.schema import Region, Sample
-from medpclip.data.shards import ShardWriter, file_sha256
+from medpclip.data.shards import ShardWriter
 from medpclip.data.splits import Splitter
 from medpclip.errors import MedpclipError
+from medpclip.files import file_sha256
 
 _LOG_EVERY = 10.0  # seconds between progress lines where there is no terminal
 
@@ -209,7 +210,11 @@ class _Build:
             self.quarantine.log(text)
         if not self.written["images"]:
             reasons = self.quarantine.reasons
-            why = f"most often: {next(iter(reasons))}; see {self.quarantine.path}" if reasons else "no image was found"
+            why = (
+                f"most often: {next(iter(reasons))}; see {self.quarantine.path}"
+                if reasons
+                else "no image was found; check --source and 'options'"
+            )
             raise MedpclipError(f"{self.source}: nothing usable for recipe '{self.recipe.name}' ({why})")
 
     def _facts(self) -> dict[str, Any]:

@@ -7,10 +7,17 @@ exactly the next batch from the batch's number alone.
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
+import os
+import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing.synchronize import Event
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -19,11 +26,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from medpclip.data.geometry import Window
-from medpclip.data.prompting import PromptSampling, RegionPrompt, sample_prompt, stack
+from medpclip.data.prompting import PromptSampling, RegionPrompt, sample_prompt, stack, visible
 from medpclip.data.schema import Region, Sample
 from medpclip.data.shards import ShardFolder
 from medpclip.data.texts import Facts, TextSampling, image_facts, region_facts
 from medpclip.errors import MedpclipError
+
+_ORDER, _SAMPLES = 0, 1  # what a random stream is for: a part of its seed, so that no two are alike
 
 
 @dataclass
@@ -40,6 +49,10 @@ class Augmentation:
     shift: float = 0.08
     brightness: float = 0.2
     contrast: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.zoom[0] <= self.zoom[1]:
+            raise ValueError(f"'zoom' is {list(self.zoom)}, expected [low, high] with 0 < low <= high")
 
 
 @dataclass
@@ -62,6 +75,10 @@ class DataConfig:
     augmentation: Augmentation = field(default_factory=Augmentation)
     prompts: PromptSampling = field(default_factory=PromptSampling)
     texts: TextSampling = field(default_factory=TextSampling)
+
+    def __post_init__(self) -> None:
+        if self.workers < 0 or self.regions_per_image < 1:
+            raise ValueError("expected 'workers' of at least 0 and 'regions_per_image' of at least 1")
 
 
 @dataclass
@@ -109,13 +126,13 @@ class RegionDataset(Dataset[Any]):
         epoch, index = item
         number = int(np.searchsorted(self.starts, index, side="right")) - 1
         folder, row = self.folders[number], int(index - self.starts[number])
-        rng = np.random.default_rng((self.seed, epoch, index))
+        rng = np.random.default_rng((self.seed, _SAMPLES, epoch, index))
         sample, image = folder.sample(row), folder.image(row)
         if image.shape[:2] != (sample.height, sample.width):
             raise MedpclipError(f"{folder.where(row)}: the image is {image.shape[1]}x{image.shape[0]}, its JSON says "
-                                f"{sample.width}x{sample.height}; run medpclip data check {folder.folder}")  # fmt: skip
+                                f"{sample.width}x{sample.height}; rebuild the shard")  # fmt: skip
         window = draw_window(sample, self.config.augmentation, rng)
-        regions = self._draw_regions([r for r in sample.regions if not r.iscrowd and _in(window, r)], rng)
+        regions = self._draw_regions([r for r in sample.regions if not r.iscrowd and visible(r, window)], rng)
         return {
             "image": recolour(window.image(image, self.image_size, self.fill), self.config.augmentation, rng),
             "prompts": [sample_prompt(r, window, self.mask_grid, self.config.prompts, rng) for r in regions],
@@ -154,15 +171,6 @@ def recolour(image: np.ndarray, augmentation: Augmentation, rng: np.random.Gener
     return table[image]
 
 
-def _in(window: Window, region: Region) -> bool:
-    """Whether at least half of the region's box, or its first point, lies in the window."""
-    if region.bbox is None:
-        assert region.points
-        return bool((np.abs(window.unit_points(np.array(region.points[0])) - 0.5) <= 0.5).all())
-    x1, y1, x2, y2 = window.unit_box(region.bbox)
-    return (x2 - x1) * (y2 - y1) * window.side**2 >= 0.5 * region.bbox[2] * region.bbox[3]
-
-
 class BatchOrder(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index) from batch number `start` on, without end; an epoch's last partial batch is dropped."""
 
@@ -178,35 +186,70 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
         number = self.start
         while True:
             epoch, first = divmod(number, self.per_epoch)
-            order = np.random.default_rng((self.seed, epoch)).permutation(self.samples)
+            order = np.random.default_rng((self.seed, _ORDER, epoch)).permutation(self.samples)
             for place in range(first, self.per_epoch):
                 chosen = order[place * self.batch_size : (place + 1) * self.batch_size]
                 yield [(epoch, int(i)) for i in chosen]
             number = (epoch + 1) * self.per_epoch
 
 
-def make_loader(dataset: RegionDataset, batch_size: int, start: int = 0) -> DataLoader[Batch]:
-    """An endless loader of batches, beginning with batch number `start`."""
+def make_loader(dataset: RegionDataset, batch_size: int, start: int = 0) -> Iterator[Batch]:
+    """Batches without end, beginning with batch number `start`; the workers start at once.
+
+    Raises:
+        MedpclipError: fewer samples than a batch; while iterating: the first unusable sample, naming shard and key.
+    """
     workers = dataset.config.workers
-    return DataLoader(
-        dataset,
+    leaving = multiprocessing.get_context("fork").Event()
+    loader: DataLoader[Batch | MedpclipError] = DataLoader(
+        _ErrorsAsValues(dataset),
         batch_sampler=BatchOrder(len(dataset), batch_size, dataset.seed, start),
         num_workers=workers,
         collate_fn=Collate(dataset.mask_grid, dataset.config),
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_one_thread,
+        worker_init_fn=partial(_start_worker, leaving=leaving),
         multiprocessing_context="fork" if workers else None,
     )
+    batches = map(_raise_error, iter(loader))
+    atexit.register(leaving.set)  # after torch's own registration, hence called before it
+    return batches
+
+
+class _ErrorsAsValues(Dataset[Any]):
+    """Hands on what is wrong with a sample: raised in a worker, torch would make its message a traceback."""
+
+    def __init__(self, dataset: RegionDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, Any] | MedpclipError:
+        try:
+            return self.dataset[item]
+        except MedpclipError as error:
+            return error
+
+
+def _raise_error(batch: Batch | MedpclipError) -> Batch:
+    if isinstance(batch, MedpclipError):
+        try:
+            raise batch
+        finally:
+            del batch  # else error and frame hold each other, and the workers live on until the garbage is collected
+    return batch
 
 
 @dataclass
 class Collate:
-    """Joins examples into a `Batch` of fixed sizes, so that all ranks' tensors agree."""
+    """Joins examples into a `Batch` of fixed sizes, so that all ranks' tensors agree; or hands on their first error."""
 
     mask_grid: int
     config: DataConfig
 
-    def __call__(self, examples: Sequence[dict[str, Any]]) -> Batch:
+    def __call__(self, given: Sequence[dict[str, Any] | MedpclipError]) -> Batch | MedpclipError:
+        examples: list[dict[str, Any]] = []
+        for example in given:
+            if isinstance(example, MedpclipError):
+                return example
+            examples.append(example)
         prompts: list[list[RegionPrompt]] = [e["prompts"] for e in examples]
         points = self.config.prompts.max_points + 1
         arrays = stack(prompts, self.mask_grid, self.config.regions_per_image, points)
@@ -219,5 +262,14 @@ class Collate:
         )
 
 
-def _one_thread(worker: int) -> None:
+def _start_worker(worker: int, leaving: Event) -> None:
+    """Set up a worker process; `leaving` is set when the main process ends, by a bug perhaps, and wants it gone."""
     torch.set_num_threads(1)
+
+    def leave_if_asked(number: int, frame: FrameType | None) -> None:
+        if leaving.is_set():
+            os._exit(0)
+
+    # A scheduler signals all processes of a job: the main one saves and ends, and must not find its workers dead.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, leave_if_asked)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-_ORIENTATION = 274  # EXIF tag
+ORIENTATION_TAG = 274  # EXIF tag
 # What Pillow's decoders raise at damaged files.
 DECODING_ERRORS = (
     OSError,
@@ -31,7 +31,7 @@ DECODING_ERRORS = (
     Image.DecompressionBombError,
 )
 _PERCENTILES = (0.5, 99.5)
-_GREY_16 = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
+DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
 
 class PictureError(Exception):
@@ -75,7 +75,7 @@ def read_picture(path: Path) -> Picture:
         data = path.read_bytes()
         with Image.open(io.BytesIO(data)) as image:
             # Most tools draw on the pixels as stored, some on the picture as shown: nobody knows which it was.
-            orientation = image.getexif().get(_ORIENTATION, 1)
+            orientation = image.getexif().get(ORIENTATION_TAG, 1)
             if orientation in range(2, 9):
                 raise PictureError("image is turned by its EXIF orientation", f"orientation {orientation}")
             if image.format in ("JPEG", "MPO"):
@@ -99,8 +99,8 @@ def _read_jpeg(data: bytes) -> Picture:
 
 def _encode(image: Image.Image) -> Picture:
     intensity = None
-    if image.mode in _GREY_16:
-        pixels, intensity = _window(np.asarray(image), 32 if image.mode in ("I", "F") else 16)
+    if image.mode in DEEP_MODES:
+        pixels, intensity = window_to_8_bits(np.asarray(image), 32 if image.mode in ("I", "F") else 16)
     elif image.mode in ("1", "L", "LA", "La"):
         pixels = np.asarray(image.convert("L"))
     else:
@@ -110,7 +110,7 @@ def _encode(image: Image.Image) -> Picture:
     return Picture(stream.getvalue(), "png", pixels, intensity)
 
 
-def _window(values: np.ndarray, bits: int) -> tuple[np.ndarray, dict[str, Any]]:
+def window_to_8_bits(values: np.ndarray, bits: int) -> tuple[np.ndarray, dict[str, Any]]:
     """Map the range between two percentiles to 0..255."""
     finite = values[np.isfinite(values)]
     if not finite.size:

@@ -56,6 +56,12 @@ class PromptSampling:
     box_jitter: float = 0.05
     mask_noise: float = 0.15
 
+    def __post_init__(self) -> None:
+        if self.max_points < 1:
+            raise ValueError(f"'max_points' is {self.max_points}, expected at least 1")
+        if min(self.kinds.values(), default=0.0) < 0 or not any(self.kinds.values()):
+            raise ValueError(f"'kinds' is {self.kinds}, expected weights of at least 0, one of them more")
+
 
 def available_kinds(region: Region) -> tuple[PromptKind, ...]:
     """The kinds of prompt that can be made from a region's annotation; a click needs a mask, a box or a point."""
@@ -93,9 +99,10 @@ def sample_prompt(
     weights = np.array([sampling.kinds.get(kind, 0.0) for kind in kinds])
     if not weights.any():
         weights = np.ones(len(kinds))
-    chosen = {str(rng.choice(kinds, p=weights / weights.sum()))}
+    share = weights / weights.sum()
+    chosen = {str(rng.choice(kinds, p=share))}
     if rng.random() < sampling.combine:
-        chosen.add(str(rng.choice(kinds)))
+        chosen.add(str(rng.choice(kinds, p=share)))
     mask = region.mask() if chosen & {"mask", "point"} else None
     prompt = RegionPrompt()
     if "box" in chosen:
@@ -154,18 +161,34 @@ def stack(
 def _clicks(
     region: Region, mask: np.ndarray | None, window: Window, count: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """`count` unit points (count, 2), uniform over the region's pixels."""
+    """`count` unit points (count, 2) in the window, uniform over the part of the region that it shows."""
     if mask is not None:
-        inside = np.flatnonzero(mask)
+        seen = window.cut(mask)
+        inside = np.flatnonzero(seen)
         picked = inside[rng.integers(len(inside), size=count)]
-        pixels = np.stack([picked % mask.shape[1], picked // mask.shape[1]], axis=1) + rng.random((count, 2))
-    elif region.bbox is not None:
-        x, y, w, h = region.bbox
-        pixels = np.array([x, y]) + rng.random((count, 2)) * (w, h)
-    else:
-        assert region.points
-        pixels = np.array([region.points[i] for i in rng.integers(len(region.points), size=count)], float)
-    return window.unit_points(pixels)
+        corner = np.stack([picked % window.side, picked // window.side], axis=1)
+        return ((corner + rng.random((count, 2))) / window.side).astype(np.float32)
+    if region.bbox is not None:
+        box = window.unit_box(region.bbox)
+        return (box[:2] + rng.random((count, 2)) * (box[2:] - box[:2])).astype(np.float32)
+    assert region.points
+    points = window.unit_points(np.array(region.points))
+    points = points[((points >= 0) & (points <= 1)).all(1)]
+    return points[rng.integers(len(points), size=count)]
+
+
+def visible(region: Region, window: Window) -> bool:
+    """Whether the window shows at least half of the region, or one of its points where it has no extent."""
+    if region.bbox is not None:
+        x1, y1, x2, y2 = window.unit_box(region.bbox)
+        share = float((x2 - x1) * (y2 - y1)) * window.side**2 / (region.bbox[2] * region.bbox[3])
+        if region.segmentation is None or share > 0.999:
+            return share >= 0.5
+    mask = region.mask()
+    if mask is not None:
+        return 2 * int(window.cut(mask).sum()) >= int(mask.sum())
+    points = window.unit_points(np.array(region.points))
+    return bool(((points >= 0) & (points <= 1)).all(1).any())
 
 
 def _click_off(region: Region, mask: np.ndarray | None, window: Window, rng: np.random.Generator) -> np.ndarray:

@@ -12,6 +12,8 @@ from typing import Any, TextIO
 from medpclip.data.readers import Fault
 from medpclip.errors import MedpclipError
 
+_KEYS = ("file", "key", "reason", "detail", "remedy", "images", "regions")
+
 
 def private_folder(out: Path) -> Path:
     """Where the private files of a build into `out` lie: beside it, never inside."""
@@ -21,7 +23,7 @@ def private_folder(out: Path) -> Path:
 class Quarantine:
     """Writes `quarantine.jsonl` and `build.log` into the private folder (modes 0600 and 0700), and counts.
 
-    A line of the quarantine is {"file", "key", "reason", "detail", "images", "regions"}.
+    A line of the quarantine is {"file", "key", "reason", "detail", "remedy", "images", "regions"}.
 
     Attributes:
         images: images lost so far.
@@ -56,7 +58,8 @@ class Quarantine:
         self.regions += fault.regions
         counts = self._counts.setdefault(fault.reason, Counter())
         counts.update(faults=1, images=fault.images, regions=fault.regions)
-        self._lines.write(json.dumps(vars(fault), ensure_ascii=True) + "\n")
+        line = {name: getattr(fault, name) for name in _KEYS}
+        self._lines.write(json.dumps(line, ensure_ascii=True) + "\n")
 
     def log(self, text: str) -> None:
         """A line of the private log."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from medpclip.data.readers import Fault, RawRegion
-from medpclip.data.schema import Region, region_problem, rle_bytes
+from medpclip.data.schema import Region, region_problem, rle_bytes, run_lengths
 
 _ROUNDING = 1.0  # pixels by which published coordinates may leave the image without being doubted
 
@@ -44,36 +44,6 @@ def make_region(
     except RegionError as fault:
         reason, _, detail = str(fault).partition(": ")
         return Fault(raw.file, raw.key, reason, detail, regions=1)
-
-
-def rle_counts(counts: Any) -> list[int]:
-    """The run lengths of a compressed COCO string, checked character by character.
-
-    pycocotools trusts what it is given; a damaged string would make it write anywhere. Format: five bits per character,
-    lowest first, from "0" up; the sixth bit says that more follow, the last one's fifth bit is the sign; from the
-    fourth number on, the difference to the number two before is stored.
-
-    Raises:
-        RegionError: not such a string.
-    """
-    if not isinstance(counts, str):
-        raise RegionError(f"run lengths are broken: counts are a {type(counts).__name__}")
-    runs: list[int] = []
-    value = shift = 0
-    for character in counts:
-        bits = ord(character) - 48
-        if not 0 <= bits < 64 or shift > 30:
-            raise RegionError(f"run lengths are broken: character {character!r}")
-        value |= (bits & 31) << shift
-        shift += 5
-        if not bits & 32:
-            if bits & 16:
-                value -= 1 << shift
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value = shift = 0
-    if shift:
-        raise RegionError("run lengths are broken: the string ends within a number")
-    return runs
 
 
 def check_runs(runs: Any, width: int, height: int) -> None:
@@ -122,7 +92,11 @@ def _from_rle(rle: Any, width: int, height: int) -> dict[str, Any]:
         raise RegionError(f"mask is of another size than the image: {rle['size']!r}, expected [{height}, {width}]")
     counts = rle["counts"]
     if not isinstance(counts, list):
-        check_runs(rle_counts(counts), width, height)
+        try:
+            run_lengths(counts, width * height)
+        except ValueError as error:
+            problem = str(error)
+            raise RegionError(problem) from None
         return {"size": [height, width], "counts": counts}
     check_runs(counts, width, height)
     return _as_text(coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width))

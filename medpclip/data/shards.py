@@ -11,41 +11,30 @@ Only a folder with a manifest is read. A shard holds samples of one split.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
+import re
 import tarfile
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from medpclip.data.schema import SCHEMA_VERSION, SPLITS, Sample
 from medpclip.errors import MedpclipError
+from medpclip.files import dump_json, file_sha256, write_atomically
 
 MANIFEST = "manifest.json"
 IMAGE_EXTENSIONS = ("jpg", "png", "webp")
 _BLOCK = 512  # tar's unit
-
-
-def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Write beside, flush to disk, rename: a reader sees the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.part")
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
-
-
-def dump_json(data: Any) -> bytes:
-    """JSON that is the same bytes for the same data, and refuses NaN."""
-    return (json.dumps(data, ensure_ascii=False, indent=1, allow_nan=False) + "\n").encode()
+_KEY = re.compile(r"[\w-]{1,90}", re.ASCII)  # WebDataset ends a key at the first dot; tar's names are short
+_MAX_OPEN = 64  # shards held open by a reader: corpora have thousands, a process may open about a thousand files
 
 
 @dataclass
@@ -82,46 +71,51 @@ class ShardWriter:
         self._done: list[ShardInfo] = []
         self._count = Counter[str]()
         self._keys: set[str] = set()
-        self._splits: dict[str, Counter[str]] = {}
+        self._splits: dict[str, _Counts] = {}
 
     def add(self, sample: Sample, image: bytes, extension: str) -> None:
         """Append one sample; `image` are the encoded bytes of a `extension` file of the sample's width and height."""
         assert extension in IMAGE_EXTENSIONS, extension
+        if not _KEY.fullmatch(sample.key):
+            raise MedpclipError(f"sample {sample.key!r}: its key can't name a member; use 1 to 90 of A-Z a-z 0-9 _ -")
         sample.validate(sample.key)
         if sample.key in self._keys:
             raise MedpclipError(
                 f"sample {sample.key}: its key occurs twice; the recipe must give each image its own name"
             )
+        try:
+            facts = json.dumps(sample.to_json(), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        except (TypeError, ValueError) as error:
+            raise MedpclipError(f"sample {sample.key}: no JSON ({error}); give plain data and finite numbers") from None
         self._keys.add(sample.key)
         shard = self._open.get(sample.split)
         if shard is None:
             shard = _OpenShard(self.folder, sample.split, self._count[sample.split])
             self._open[sample.split] = shard
             self._count[sample.split] += 1
-        shard.add(sample, image, extension)
-        counts = self._splits.setdefault(sample.split, Counter())
-        counts["samples"] += 1
-        counts["regions"] += len(sample.regions)
-        counts[f"modality/{sample.modality}"] += 1
-        for region in sample.regions:
-            counts[f"category/{region.category}"] += 1
+        shard.add(sample, facts, image, extension)
+        self._splits.setdefault(sample.split, _Counts()).add(sample)
         if len(shard.keys) >= self.samples_per_shard:
-            self._done.append(self._open.pop(sample.split).close())
+            self._close(sample.split)
 
     def finish(self, **facts: Any) -> dict[str, Any]:
         """Close the shards and write the manifest with `facts` (recipe, hash, salt fingerprint, quarantine counts)."""
         for split in list(self._open):
-            self._done.append(self._open.pop(split).close())
+            self._close(split)
         order = {split: i for i, split in enumerate(SPLITS)}
         shards = sorted(self._done, key=lambda s: (order[s.split], s.name))
         manifest = {
             "schema": SCHEMA_VERSION,
             **facts,
-            "splits": {s: _nested(self._splits[s]) for s in SPLITS if s in self._splits},
+            "splits": {s: self._splits[s].to_json() for s in SPLITS if s in self._splits},
             "shards": [vars(s) for s in shards],
         }
         write_atomically(self.folder / MANIFEST, dump_json(manifest))
         return manifest
+
+    def _close(self, split: str) -> None:
+        self._done.append(self._open[split].close())
+        del self._open[split]  # not before: what fails to close is abandoned on the way out
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -143,11 +137,10 @@ class _OpenShard:
         self.jsons: list[list[int]] = []
         self.regions = 0
 
-    def add(self, sample: Sample, image: bytes, extension: str) -> None:
-        data = json.dumps(sample.to_json(), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    def add(self, sample: Sample, facts: bytes, image: bytes, extension: str) -> None:
         offset, size = self._member(f"{sample.key}.{extension}", image)
         self.images.append([offset, size, extension])
-        self.jsons.append(list(self._member(f"{sample.key}.json", data)))
+        self.jsons.append(list(self._member(f"{sample.key}.json", facts)))
         self.keys.append(sample.key)
         self.regions += len(sample.regions)
 
@@ -170,12 +163,15 @@ class _OpenShard:
         return ShardInfo(self.name, self.split, len(self.keys), self.regions, final.stat().st_size, file_sha256(final))
 
     def abandon(self) -> None:
-        self.stream.close()
+        with suppress(OSError):  # a full disk was reported where it was met
+            self.stream.close()
         self.temporary.unlink(missing_ok=True)
 
 
 class ShardFolder:
     """Random access to the samples of a finished folder, by `pread`: 11 microseconds a sample, in any order.
+
+    At most 64 shards are held open, each process (a loader's workers) its own. For one thread at a time.
 
     Args:
         folder: a folder that `ShardWriter` finished.
@@ -186,6 +182,8 @@ class ShardFolder:
     """
 
     def __init__(self, folder: str | Path, split: str | None = None) -> None:
+        self._files: OrderedDict[str, int] = OrderedDict()  # shard -> descriptor, the last used one last
+        self._process = os.getpid()
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
         if split is not None and split not in self.manifest["splits"]:
@@ -195,14 +193,13 @@ class ShardFolder:
         for shard in self.manifest["shards"]:
             if split is None or shard["split"] == split:
                 self.rows += _read_index(self.folder, shard)
-        self._files: dict[tuple[int, str], int] = {}
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def where(self, index: int) -> str:
         """How messages name a sample: shard and key."""
-        return f"{self.rows[index].shard}: {self.rows[index].key}"
+        return f"{self.folder / self.rows[index].shard}: {self.rows[index].key}"
 
     def sample(self, index: int) -> Sample:
         """The sample's facts, validated."""
@@ -223,17 +220,36 @@ class ShardFolder:
         return decode_image(self.image_bytes(index), self.where(index))
 
     def _read(self, shard: str, offset: int, size: int) -> bytes:
-        # One descriptor per process: after a fork, workers open their own.
-        key = (os.getpid(), shard)
-        if key not in self._files:
-            self._files[key] = os.open(self.folder / shard, os.O_RDONLY)
-        data = os.pread(self._files[key], size, offset)
+        try:
+            data = os.pread(self._descriptor(shard), size, offset)
+        except OSError as error:
+            raise MedpclipError(f"{self.folder / shard}: can't be read ({error.strerror}); copy it again") from None
         if len(data) != size:
             raise MedpclipError(f"{self.folder / shard}: truncated (wanted {size} bytes at {offset}); copy it again")
         return data
 
+    def _descriptor(self, shard: str) -> int:
+        if self._process != os.getpid():  # forked: these are this process's copies, and it opens its own
+            self.close()
+            self._process = os.getpid()
+        if shard in self._files:
+            self._files.move_to_end(shard)
+        else:
+            while len(self._files) >= _MAX_OPEN:
+                os.close(self._files.popitem(last=False)[1])
+            self._files[shard] = os.open(self.folder / shard, os.O_RDONLY)
+        return self._files[shard]
+
+    def close(self) -> None:
+        """Close the shards; reading opens them again."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def __del__(self) -> None:
+        self.close()
+
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_files": {}}
+        return self.__dict__ | {"_files": OrderedDict()}
 
 
 @dataclass(frozen=True)
@@ -256,8 +272,10 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as picture:
             return np.asarray(picture.convert("RGB"))
+    except UnidentifiedImageError:  # its own message has the address of the bytes in memory
+        raise MedpclipError(f"{where}: unreadable image (of no known format); rebuild the shard") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise MedpclipError(f"{where}: unreadable image ({error}); restore the file or drop it") from None
+        raise MedpclipError(f"{where}: unreadable image ({error}); rebuild the shard") from None
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -271,6 +289,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     try:
         manifest = json.loads(path.read_bytes())
+    except OSError as error:
+        raise MedpclipError(f"{path}: can't be read ({error.strerror}); check its permissions") from None
     except ValueError as error:
         raise MedpclipError(f"{path}: broken JSON ({error}); build the shards again") from None
     if not isinstance(manifest, dict) or not isinstance(manifest.get("shards"), list):
@@ -281,9 +301,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     if not isinstance(manifest.get("splits"), dict):
         raise MedpclipError(f"{path}: key 'splits' is missing or not an object; build the shards again")
+    names = set[str]()
     for i, shard in enumerate(manifest["shards"]):
-        if not _is_shard_row(shard):
+        if not _is_shard_row(shard) or shard["name"] in names or shard["split"] not in manifest["splits"]:
             raise MedpclipError(f"{path}: key 'shards[{i}]' is broken; build the shards again")
+        names.add(shard["name"])
+    for split, counts in manifest["splits"].items():
+        if not isinstance(counts, dict) or not all(isinstance(counts.get(k), dict) for k in ("modality", "category")):
+            raise MedpclipError(f"{path}: key 'splits.{split}' is broken; build the shards again")
     if not manifest["shards"]:
         raise MedpclipError(f"{path}: lists no shard; the build found no usable sample: look at its quarantine")
     return manifest
@@ -303,44 +328,49 @@ def index_path(shard: Path) -> Path:
     return shard.with_name(shard.stem + ".index.json")
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(stream)
-
-
-def _digest(stream: io.BufferedReader) -> str:  # Python 3.10 has no hashlib.file_digest
-    digest = hashlib.sha256()
-    while chunk := stream.read(1 << 20):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _read_index(folder: Path, shard: dict[str, Any]) -> Iterable[_Row]:
     path = folder / shard["name"]
     if not path.is_file():
         raise MedpclipError(f"{path}: listed in {MANIFEST} but missing; copy it here or build again")
     if path.stat().st_size != shard["bytes"]:
         raise MedpclipError(
-            f"{path}: {path.stat().st_size} bytes, {MANIFEST} says {shard['bytes']}; truncated, or of another build"
+            f"{path}: {path.stat().st_size} bytes, {MANIFEST} says {shard['bytes']}; copy it again or build again"
         )
     try:
         index = json.loads(index_path(path).read_bytes())
-        return [
+        rows = [
             _Row(shard["name"], key, *image, *member)
             for key, image, member in zip(index["keys"], index["images"], index["jsons"], strict=True)
         ]
+        if len(rows) != shard["samples"]:
+            raise ValueError(f"it names {len(rows)} samples, {MANIFEST} {shard['samples']}")
+        if any(type(row.image_offset + row.image_size + row.json_offset + row.json_size) is not int for row in rows):
+            raise ValueError("an offset is not a whole number")
+        return rows
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MedpclipError(f"{index_path(path)}: unreadable index ({error}); build the shards again") from None
 
 
-def _nested(counts: Counter[str]) -> dict[str, Any]:
-    out: dict[str, Any] = {"samples": counts["samples"], "regions": counts["regions"], "modality": {}, "category": {}}
-    for name in sorted(counts):
-        head, _, tail = name.partition("/")
-        if tail:
-            out[head][tail] = counts[name]
-    return out
+class _Counts:
+    """What the manifest says of a split."""
+
+    def __init__(self) -> None:
+        self.samples = self.regions = 0
+        self.modality, self.category = Counter[str](), Counter[str]()
+
+    def add(self, sample: Sample) -> None:
+        self.samples += 1
+        self.regions += len(sample.regions)
+        self.modality[sample.modality] += 1
+        self.category.update(region.category for region in sample.regions)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "samples": self.samples,
+            "regions": self.regions,
+            "modality": dict(sorted(self.modality.items())),
+            "category": dict(sorted(self.category.items())),
+        }
 
 
 def shard_folders(folder: Path) -> list[Path]:

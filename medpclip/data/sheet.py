@@ -15,8 +15,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from medpclip.data.schema import Region, Sample
-from medpclip.data.shards import MANIFEST, ShardFolder, write_atomically
+from medpclip.data.shards import MANIFEST, ShardFolder
 from medpclip.errors import MedpclipError
+from medpclip.files import write_atomically
 
 Colour = tuple[int, int, int]
 # Okabe and Ito, "Color Universal Design" (2008): told apart with any colour vision. Their black is left out.

@@ -66,9 +66,14 @@ def format_stats(stats: dict[str, Any]) -> str:
     """The numbers of `folder_stats` as plain tables."""
     head = f"{stats['source']}: {stats['samples']} images, {stats['regions']} regions, {stats['groups']} groups"
     splits = [
-        [name, modality, count, split["samples"], split["groups"], split["regions"]]
+        [
+            name,
+            split["samples"],
+            split["groups"],
+            split["regions"],
+            ", ".join(f"{modality} {count}" for modality, count in sorted(split["modality"].items())),
+        ]
         for name, split in stats["splits"].items()
-        for modality, count in sorted(split["modality"].items())
     ]
     categories = [
         [term, c["regions"], c["images"], c["masks"], f"{100 * c['median_area']:.2f} %"]
@@ -77,7 +82,7 @@ def format_stats(stats: dict[str, Any]) -> str:
     labels = [[name, value, n] for name, counts in stats["labels"].items() for value, n in counts.items()]
     lost = [[reason, c["images"], c["regions"], c["faults"]] for reason, c in stats["quarantine"].items()]
     parts = [
-        table(["split", "modality", "of it", "images", "groups", "regions"], splits),
+        table(["split", "images", "groups", "regions", "modalities"], splits),
         table(["category", "regions", "images", "masks", "median area"], categories),
         table(["label", "value", "images"], labels),
         table(["quarantined because", "images", "regions", "faults"], lost),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from string import Formatter
 
 import numpy as np
 
@@ -44,7 +45,7 @@ class TextSampling:
         descriptions: chance that the term's description follows it.
         attributes: chance, per term, of a second text that also states one attribute (place, size, modality).
         captions: chance that an image's caption is taken, where it has one, instead of a template.
-        region_templates, image_templates: with {name} and {modality}, {label}.
+        region_templates, image_templates: with {name}, which stands for all that is stated.
     """
 
     budget: int = 256
@@ -59,12 +60,21 @@ class TextSampling:
         default_factory=lambda: ["{name}", "a {name} image", "a medical image: {name}", "this is a {name} image"]
     )
 
+    def __post_init__(self) -> None:
+        if self.budget < 1:
+            raise ValueError(f"'budget' is {self.budget}, expected at least 1")
+        for template in [*self.region_templates, *self.image_templates]:
+            try:
+                fields = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+            except ValueError:
+                fields = set()
+            if fields != {"name"}:
+                raise ValueError(f"template {template!r} must have {{name}} and nothing else in braces")
+
 
 def image_facts(sample: Sample) -> dict[str, tuple[str, ...]]:
-    """What is known of an image: modality, anatomy, labels, captions."""
+    """What is known of an image: modality, labels, captions."""
     facts: dict[str, tuple[str, ...]] = {"modality": (sample.modality,)}
-    if sample.anatomy:
-        facts["anatomy"] = (sample.anatomy,)
     for name, value in sample.labels.items():
         facts[f"label.{name}"] = (str(value),)
     if sample.captions:
@@ -78,8 +88,8 @@ def region_facts(region: Region, sample: Sample, window: Window) -> dict[str, tu
     if region.bbox is not None:
         x1, y1, x2, y2 = (float(v) for v in window.unit_box(region.bbox))
         row, column = _third((y1 + y2) / 2, "upper", "lower"), _third((x1 + x2) / 2, "left", "right")
-        if row or column:
-            facts["place"] = (f"{row} {column}".strip(),)
+        # Most specific first, which is what gets stated; "left" stays true of what is at the upper left.
+        facts["place"] = (f"{row} {column}", row, column) if row and column else (row or column or "centre",)
         area = (x2 - x1) * (y2 - y1)
         facts["size"] = ("large" if area > 0.15 else "small" if area < 0.01 else "middle-sized",)
     return facts
@@ -136,7 +146,7 @@ def targets(items: Sequence[Facts], texts: Sequence[Text], lexicon: Lexicon) -> 
     """int8 (len(items), len(texts)): POSITIVE, NEGATIVE or IGNORED.
 
     Positive: every stated fact is true of the item. Negative: one is false. Ignored: none is false, but one is unknown
-    of the item, or names a term that is an ancestor or descendant of the item's.
+    of the item, or names an ancestor or descendant (in the lexicon) of what holds.
     """
     false = np.zeros((len(items), len(texts)), bool)
     unknown = np.zeros_like(false)
@@ -156,7 +166,7 @@ def _truth(known: tuple[str, ...] | None, name: str, value: str, lexicon: Lexico
         return IGNORED
     if value in known:
         return POSITIVE
-    if name == "term" and any(lexicon.related(value, own) for own in known):
+    if any(lexicon.related(value, own) for own in known):
         return IGNORED
     return NEGATIVE
 

@@ -32,7 +32,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--data", nargs="+", action="extend", metavar="DIR", help="folders of shards, instead of the task's"
     )
-    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, ...; by default cuda where there is one")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; by default a GPU where there is one")
     parser.set_defaults(run=run)
 
 
@@ -43,7 +43,6 @@ def run(args: argparse.Namespace) -> int:
     from datetime import datetime, timezone
 
     import medpclip.models  # noqa: F401  (torch starts here, in the order the package needs)
-    from medpclip.data.shards import dump_json, write_atomically
     from medpclip.evaluation.corpus import read_corpus
     from medpclip.evaluation.predictions import prediction_lines
     from medpclip.evaluation.report import render_report, run_log
@@ -51,23 +50,27 @@ def run(args: argparse.Namespace) -> int:
     from medpclip.evaluation.tables import tables
     from medpclip.evaluation.task import load_task
     from medpclip.evaluation.zero_shot import run_task
+    from medpclip.files import dump_json, write_atomically
+    from medpclip.models.device import pick_device
 
     started, clock = datetime.now(timezone.utc), time.perf_counter()
     _make_folder(args.out)
     task = load_task(args.task, args.overrides)
     if args.data:
         task.data = args.data
-    device = _device(args.device)
+    device = str(pick_device(args.device))
     corpus = read_corpus(task)
-    model, facts = _model(args.model, task, device)
+    model, facts, checkpoint = _model(args.model, task, device)
     evaluation = run_task(model, task, corpus, device)
     result = build_result(task, facts, corpus, evaluation)
     seconds = round(time.perf_counter() - clock, 1)
     result["timing"] = {"started": started.isoformat(timespec="seconds"), "seconds": seconds, "device": str(device)}
-    page = render_report(result, evaluation, task, run_log(Path(args.model)))
+    page = render_report(result, evaluation, task, run_log(checkpoint, facts.step))
     write_atomically(args.out / "predictions.jsonl", prediction_lines(evaluation))
     write_atomically(args.out / "report.html", page.encode())
     write_atomically(args.out / "result.json", dump_json(result))
+    for warning in result["warnings"]:
+        print(f"WARNING: {warning}\n")
     for table in tables(result):
         print(table.text(), end="\n\n")
     for note in evaluation.left_out:
@@ -97,29 +100,29 @@ def _make_folder(path: Path) -> None:
         ) from None
 
 
-def _device(name: str | None) -> str:
+def _model(name: str, task: Task, device: str) -> tuple[RegionCLIP, ModelFacts, Path | None]:
+    """The model, what is said of it, and the checkpoint's folder, where it comes from one."""
     import torch
 
-    from medpclip.errors import MedpclipError
-
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise MedpclipError(f"--device {name!r} can't be used ({reason}); leave it out to choose by itself") from None
-    return name
-
-
-def _model(name: str, task: Task, device: str) -> tuple[RegionCLIP, ModelFacts]:
-    import torch
-
+    from medpclip.evaluation.exposure import read_trained_on
     from medpclip.evaluation.result import ModelFacts, weights_sha256
-    from medpclip.models.load import find_checkpoint, load_model, read_meta
+    from medpclip.models.load import META, find_checkpoint, load_model, read_meta
 
     torch.manual_seed(task.seed)  # a bare architecture has random weights: the same ones every time
-    model = load_model(name)
+    # Found once: a training that still runs may write a newer checkpoint meanwhile.
     folder = find_checkpoint(Path(name)) if Path(name).exists() else None
-    step = read_meta(folder).get("step") if folder is not None else None
-    return model.to(device), ModelFacts(name, weights_sha256(folder, model.state_dict()), step)
+    model = load_model(folder or name)
+    meta = read_meta(folder) if folder is not None else {}
+    trained_on = read_trained_on(meta, f"{folder}/{META}")
+    shown = name if folder is None else _shown(folder)
+    facts = ModelFacts(shown, weights_sha256(folder, model.state_dict()), meta.get("step"), trained_on)
+    return model.to(device), facts, folder
+
+
+def _shown(checkpoint: Path) -> str:
+    """A checkpoint as shareable files name it: its run's folder and its own, without the path to them."""
+    from medpclip.models.load import CHECKPOINTS
+
+    folder = checkpoint.resolve()
+    run = folder.parent.parent.name if folder.parent.name == CHECKPOINTS else ""
+    return f"{run}/{folder.name}" if run else folder.name

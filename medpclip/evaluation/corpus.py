@@ -13,9 +13,10 @@ import numpy as np
 
 from medpclip.data.geometry import Window
 from medpclip.data.schema import Region, Sample
-from medpclip.data.shards import MANIFEST, ShardFolder, file_sha256
+from medpclip.data.shards import MANIFEST, ShardFolder
 from medpclip.errors import MedpclipError
 from medpclip.evaluation.task import Task
+from medpclip.files import file_sha256
 
 
 @dataclass
@@ -27,8 +28,18 @@ class Item:
     sample: Sample
 
     def image(self) -> np.ndarray:
-        """The decoded picture, uint8 (height, width, 3)."""
-        return self.folder.image(self.index)
+        """The decoded picture, uint8 (height, width, 3).
+
+        Raises:
+            MedpclipError: an unreadable picture, or one of another size than its JSON says, so that no box would fit.
+        """
+        image = self.folder.image(self.index)
+        if image.shape[:2] != (self.sample.height, self.sample.width):
+            raise MedpclipError(
+                f"{self.folder.where(self.index)}: the image is {image.shape[1]}x{image.shape[0]}, its JSON says "
+                f"{self.sample.width}x{self.sample.height}; run 'medpclip data check {self.folder.folder}'"
+            )
+        return image
 
 
 @dataclass

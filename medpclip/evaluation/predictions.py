@@ -22,10 +22,10 @@ def prediction_lines(evaluation: Evaluation) -> bytes:
 def top_answers(scores: Scores, case: int, prompt: str, comparator: str, count: int = TOP) -> list[tuple[str, float]]:
     """The best candidates of a case with their probabilities, best first; empty where it can't be asked so."""
     values = scores.values[prompt, comparator][case]
-    if not np.isfinite(values).all():
+    if np.isnan(values).any():
         return []
     order = np.argsort(-values, kind="stable")[:count]
-    return [(scores.classes[i], float(np.exp(values[i]))) for i in order]
+    return [(scores.classes[i], float(np.exp(values[i]))) for i in order if np.isfinite(values[i])]
 
 
 def _lines(parts: list[Scores], level: str) -> Iterator[dict[str, Any]]:

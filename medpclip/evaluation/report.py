@@ -84,20 +84,26 @@ def render_report(
 def _sources_alone(result: dict[str, Any]) -> dict[str, list[str]]:
     """Sources that are the only one in a headline -> the prompt kinds where they are."""
     alone: dict[str, list[str]] = {}
-    for row in result["headline"]:
-        prompts = alone.setdefault(row["sources"][0], []) if len(row["sources"]) == 1 else [row["prompt"]]
-        if row["prompt"] not in prompts:
-            prompts.append(row["prompt"])
+    for prompt, sources in {row["prompt"]: row["sources"] for row in result["headline"]}.items():
+        if len(sources) == 1:
+            alone.setdefault(sources[0], []).append(prompt)
     return alone
 
 
-def run_log(model: Path) -> list[dict[str, Any]]:
-    """The training log of the run that a model's path lies in, or nothing; a last line cut short is left out."""
-    for folder in (model, model.parent.parent):
-        path = folder / LOG
-        if path.is_file():
-            return list(_log_rows(path))
-    return []
+def run_log(checkpoint: Path | None, step: int | None) -> list[dict[str, Any]]:
+    """The training log up to a checkpoint's step, or nothing; a last line cut short is left out.
+
+    Args:
+        checkpoint: its folder, in a run's folder of checkpoints; None for an architecture.
+        step: the checkpoint's; None for all that the run has logged.
+    """
+    from medpclip.models.load import CHECKPOINTS
+
+    if checkpoint is None or checkpoint.resolve().parent.name != CHECKPOINTS:
+        return []  # no run of ours around it: a log that happens to lie near is another's
+    path = checkpoint.resolve().parent.parent / LOG
+    rows = _log_rows(path) if path.is_file() else iter(())
+    return [row for row in rows if step is None or row.get("step", 0) <= step]
 
 
 def _log_rows(path: Path) -> Iterator[dict[str, Any]]:

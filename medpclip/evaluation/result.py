@@ -16,6 +16,7 @@ import numpy as np
 from medpclip.config import to_mapping
 from medpclip.evaluation.bootstrap import GroupCounts, mean_of_sources, percentile_interval, resample
 from medpclip.evaluation.corpus import Corpus
+from medpclip.evaluation.exposure import Exposure, TrainedOn, exposure_of, least, trained_on_warnings
 from medpclip.evaluation.metrics import accuracy, balanced_accuracy, confusion_matrix
 from medpclip.evaluation.task import COMPARATORS, Bootstrap, Task
 from medpclip.evaluation.texts import templates_sha256
@@ -32,37 +33,41 @@ class ModelFacts:
     """Which weights were measured.
 
     Attributes:
-        path: as the user named the model.
+        name: the checkpoint's and its run's folder, or the architecture; never a path, which would tell of its owner.
         weights_sha256: of the weights file; of the tensors, where the weights are random and lie in no file.
         step: of training; None for weights that were not trained here.
+        trained_on: None where the checkpoint doesn't say, and for an architecture.
     """
 
-    path: str
+    name: str
     weights_sha256: str
     step: int | None
+    trained_on: TrainedOn | None = None
 
 
 def build_result(task: Task, model: ModelFacts, corpus: Corpus, evaluation: Evaluation) -> dict[str, Any]:
     """The content of result.json without its block `timing`: a pure function of its arguments."""
-    region = [row for scores in evaluation.region for row in _rows(scores, task, _region_templates(task))]
+    trained, templates = model.trained_on, _region_templates(task)
+    region = [row for scores in evaluation.region for row in _rows(scores, task, templates, trained)]
     image_templates = [q.templates for q in task.image]
     image = [
         row | {"label": row.pop("source")}
-        for scores, templates in zip(evaluation.image, image_templates, strict=True)
-        for row in _rows(scores, task, templates)
+        for scores, own in zip(evaluation.image, image_templates, strict=True)
+        for row in _rows(scores, task, own, trained)
     ]
     result = {
         "format": FORMAT,
         "task": to_mapping(task) | {"data": [name for name, _ in corpus.manifests]},
         "split": task.split,
-        "model": {"path": model.path, "weights_sha256": model.weights_sha256, "step": model.step},
+        "model": {"name": model.name, "weights_sha256": model.weights_sha256, "step": model.step},
         "data": [{"folder": name, "manifest_sha256": digest} for name, digest in corpus.manifests],
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
         "seed": task.seed,
-        "headline": _headline(evaluation.region, task),
+        "warnings": trained_on_warnings(trained, task.split, corpus.manifests),
+        "headline": _headline(evaluation.region, task, trained),
         "region": region,
         "differences": [row for scores in evaluation.region for row in _differences(scores, task)],
-        "pairs": [row for scores in evaluation.region for row in _pair_rows(scores, task, _region_templates(task))],
+        "pairs": [row for scores in evaluation.region for row in _pair_rows(scores, task, templates, trained)],
         "image": image,
         "left_out": evaluation.left_out,
     }
@@ -71,13 +76,13 @@ def build_result(task: Task, model: ModelFacts, corpus: Corpus, evaluation: Eval
 
 def answers(values: np.ndarray) -> np.ndarray:
     """(n, C) log-probabilities -> (n,) the best candidate's index, the first of equals; -1 for rows of NaN."""
-    asked = np.isfinite(values).all(axis=1)
+    asked = ~np.isnan(values).any(axis=1)
     return np.where(asked, np.argmax(np.where(asked[:, None], values, 0), axis=1), -1)
 
 
 def weights_sha256(folder: Path | None, tensors: dict[str, Any]) -> str:
     """SHA-256 of a checkpoint's weights file, or of the named tensors where there is no file."""
-    from medpclip.data.shards import file_sha256
+    from medpclip.files import file_sha256
     from medpclip.models.load import WEIGHTS
 
     if folder is not None:
@@ -100,13 +105,18 @@ def _region_templates(task: Task) -> list[str]:
     return task.region.templates if task.region is not None else []
 
 
-def _rows(scores: Scores, task: Task, templates: list[str]) -> list[dict[str, Any]]:
+def _rows(scores: Scores, task: Task, templates: list[str], trained: TrainedOn | None) -> list[dict[str, Any]]:
     """A row for each prompt kind and comparator."""
     return [
-        _row(scores, _Predicted.of(scores, prompt, name), prompt, name, task, templates)
+        _row(scores, _Predicted.of(scores, prompt, name), prompt, name, task, templates, trained)
         for prompt, name in scores.values
-        if np.isfinite(scores.values[prompt, name]).all(axis=1).any()
+        if (answers(scores.values[prompt, name]) >= 0).any()
     ]
+
+
+def _exposure(scores: Scores, trained: TrainedOn | None, classes: Sequence[str]) -> Exposure:
+    terms = classes if any(case.region is not None for case in scores.cases) else None
+    return exposure_of(trained, {case.item.sample.source for case in scores.cases}, terms)
 
 
 @dataclass
@@ -151,6 +161,11 @@ class _Predicted:
     def confusion(self) -> np.ndarray:
         return confusion_matrix(self.true, self.predicted, len(self.classes))
 
+    @property
+    def occurring(self) -> list[str]:
+        """The classes that some case has."""
+        return [self.classes[i] for i in np.unique(self.true)]
+
     def resampled(self, bootstrap: Bootstrap, source: str) -> np.ndarray:
         """Resamples of a source; the same for all its comparators, others for another source."""
         digest = hashlib.sha256(f"{bootstrap.seed}\n{source}".encode()).digest()
@@ -158,10 +173,19 @@ class _Predicted:
         return resample(counts, bootstrap.draws, int.from_bytes(digest[:8], "little"))
 
 
-def _row(scores: Scores, cases: _Predicted, prompt: str, name: str, task: Task, templates: list[str]) -> dict[str, Any]:
+def _row(
+    scores: Scores,
+    cases: _Predicted,
+    prompt: str,
+    name: str,
+    task: Task,
+    templates: list[str],
+    trained: TrainedOn | None,
+) -> dict[str, Any]:
     confusion = cases.confusion
     return {
         "source": scores.name,
+        "exposure": _exposure(scores, trained, cases.occurring),
         "prompt": prompt,
         "comparator": name,
         "metric": METRIC,
@@ -179,16 +203,16 @@ def _row(scores: Scores, cases: _Predicted, prompt: str, name: str, task: Task, 
     }
 
 
-def _headline(regions: list[Scores], task: Task) -> list[dict[str, Any]]:
+def _headline(regions: list[Scores], task: Task, trained: TrainedOn | None) -> list[dict[str, Any]]:
     """Plain mean over the sources where several region classes occur in one image."""
     mixed = [scores for scores in regions if scores.mixed]
     out = []
     for prompt, name in dict.fromkeys(key for scores in mixed for key in scores.values):
-        cases = [(s.name, _Predicted.of(s, prompt, name)) for s in mixed if (prompt, name) in s.values]
-        cases = [(source, c) for source, c in cases if len(c.true)]
+        cases = [(s, _Predicted.of(s, prompt, name)) for s in mixed if (prompt, name) in s.values]
+        cases = [(s, c) for s, c in cases if len(c.true)]
         if not cases:
             continue
-        draws = mean_of_sources([c.resampled(task.bootstrap, source) for source, c in cases])
+        draws = mean_of_sources([c.resampled(task.bootstrap, s.name) for s, c in cases])
         out.append(
             {
                 "prompt": prompt,
@@ -197,7 +221,8 @@ def _headline(regions: list[Scores], task: Task) -> list[dict[str, Any]]:
                 "value": float(np.mean([balanced_accuracy(c.confusion) for _, c in cases])),
                 "interval": percentile_interval(draws, task.bootstrap.level),
                 "level": task.bootstrap.level,
-                "sources": [source for source, _ in cases],
+                "sources": [s.name for s, _ in cases],
+                "exposure": least(_exposure(s, trained, c.occurring) for s, c in cases),
                 "cases": sum(len(c.true) for _, c in cases),
             }
         )
@@ -228,7 +253,7 @@ def _differences(scores: Scores, task: Task) -> list[dict[str, Any]]:
     return out
 
 
-def _pair_rows(scores: Scores, task: Task, templates: list[str]) -> list[dict[str, Any]]:
+def _pair_rows(scores: Scores, task: Task, templates: list[str], trained: TrainedOn | None) -> list[dict[str, Any]]:
     """Regions of two classes, with only these two as candidates."""
     out = []
     for kind, pairs in scores.pairs.items():
@@ -236,7 +261,7 @@ def _pair_rows(scores: Scores, task: Task, templates: list[str]) -> list[dict[st
             for prompt, name in scores.values:
                 cases = _Predicted.of(scores, prompt, name, pair)
                 if len(cases.true):
-                    out.append({"kind": kind} | _row(scores, cases, prompt, name, task, templates))
+                    out.append({"kind": kind} | _row(scores, cases, prompt, name, task, templates, trained))
     return out
 
 

@@ -12,11 +12,14 @@ HEADINGS = {
     "prompted": "prompted",
     "unprompted": "unprompted",
     "crop": "crop",
+    "prompted_crop": "prompted crop",
     "mask_pooling": "mask pooling",
     "box_geometry": "box geometry",
     "image": "image embedding",
 }
 MISSING = "-"
+# What the same weights are used for, but were not trained for.
+_NOT_TRAINED = ("unprompted", "crop", "mask_pooling")
 Row = dict[str, Any]
 
 
@@ -26,6 +29,7 @@ class Table:
 
     Attributes:
         best: for each row the columns with its highest value, if there is more than one to compare.
+        note: stands below; empty for none.
     """
 
     title: str
@@ -33,6 +37,7 @@ class Table:
     rows: list[list[str]]
     labels: int
     best: list[set[int]]
+    note: str = ""
 
     def text(self) -> str:
         """Aligned columns: labels to the left, figures to the right."""
@@ -42,7 +47,8 @@ class Table:
             pairs = enumerate(zip(cells, widths, strict=True))
             return "  ".join(c.ljust(w) if i < self.labels else c.rjust(w) for i, (c, w) in pairs).rstrip()
 
-        return "\n".join([self.title, line(self.headings), "  ".join("-" * w for w in widths), *map(line, self.rows)])
+        lines = [self.title, line(self.headings), "  ".join("-" * w for w in widths), *map(line, self.rows)]
+        return "\n".join([*lines, self.note] if self.note else lines)
 
 
 def tables(result: Row) -> list[Table]:
@@ -55,7 +61,10 @@ def regions_table(result: Row) -> Table:
     rows = [r | {"label": f"MEAN of {len(r['sources'])}", "n": ""} for r in result["headline"] if len(r["sources"]) > 1]
     rows += [r | {"label": r["source"], "n": f"{r['cases']}/{r['groups']}"} for r in result["region"]]
     title = f"Regions: balanced accuracy in %, {_level(result)}"
-    return _pivot(title, rows, "comparator", {"source": "label", "prompt": "prompt", "n/groups": "n"}, figure)
+    labels = {"source": "label", "exposure": "exposure", "prompt": "prompt", "n/groups": "n"}
+    table = _pivot(title, rows, "comparator", labels, figure)
+    table.note = _not_trained(rows)
+    return table
 
 
 def pairs_table(result: Row) -> Table:
@@ -79,7 +88,9 @@ def images_table(result: Row) -> Table:
     """A row for each image-level question."""
     rows = [r | {"n": f"{r['cases']}/{r['groups']}", "count": str(len(r["classes"]))} for r in result["image"]]
     title = f"Images: balanced accuracy in %, {_level(result)}"
-    return _pivot(title, rows, "prompt", {"label": "label", "classes": "count", "n/groups": "n"}, figure)
+    return _pivot(
+        title, rows, "prompt", {"label": "label", "exposure": "exposure", "classes": "count", "n/groups": "n"}, figure
+    )
 
 
 def figure(row: Row, form: str = "{:.1f}") -> str:
@@ -96,6 +107,18 @@ def figure(row: Row, form: str = "{:.1f}") -> str:
 def signed_figure(row: Row) -> str:
     """The same with signs."""
     return figure(row, "{:+.1f}")
+
+
+def _not_trained(rows: Sequence[Row]) -> str:
+    """Which comparators among the rows are at a disadvantage."""
+    present = {row["comparator"] for row in rows}
+    names = [HEADINGS[name] for name in _NOT_TRAINED if name in present]
+    if not names:
+        return ""
+    return (
+        f"not trained as such: {', '.join(names)} use the same weights, whose images and patches training pairs with "
+        "texts of whole images (modality, labels, captions) only, never with a region's term alone"
+    )
 
 
 def _level(result: Row) -> str:

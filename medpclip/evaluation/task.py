@@ -11,8 +11,15 @@ from typing import Literal
 from medpclip.config import load
 from medpclip.data.prompting import PromptKind
 
-ComparatorName = Literal["prompted", "unprompted", "crop", "mask_pooling", "box_geometry"]
-COMPARATORS: tuple[ComparatorName, ...] = ("prompted", "unprompted", "crop", "mask_pooling", "box_geometry")
+ComparatorName = Literal["prompted", "unprompted", "crop", "prompted_crop", "mask_pooling", "box_geometry"]
+COMPARATORS: tuple[ComparatorName, ...] = (
+    "prompted",
+    "unprompted",
+    "crop",
+    "prompted_crop",
+    "mask_pooling",
+    "box_geometry",
+)
 _FILL_INS = ("name", "description", "modality")
 
 
@@ -37,7 +44,7 @@ class Bootstrap:
 
 @dataclass
 class ImageTask:
-    """Zero-shot classification of whole images.
+    """Classification of whole images by the texts of the classes.
 
     Attributes:
         label: what is asked: "modality", or "labels.KEY" for a fact in the samples' labels.
@@ -60,7 +67,7 @@ class ImageTask:
 
 @dataclass
 class RegionTask:
-    """Zero-shot classification of regions, each against the classes of its own source.
+    """Classification of regions by texts, each against the classes of its own source.
 
     Attributes:
         templates: texts with the fill-ins {name}, {description} and {modality}.

@@ -37,7 +37,7 @@ def templates_sha256(templates: Sequence[str]) -> str:
 
 
 class TextClassifier:
-    """Zero-shot weights of a list of classes, made once per modality.
+    """The weights of a list of classes, made of their texts once per modality.
 
     Args:
         model: its text tower is used as it stands.

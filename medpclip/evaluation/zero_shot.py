@@ -17,6 +17,7 @@ from medpclip.data.prompting import PromptKind, RegionPrompt, available_kinds, e
 from medpclip.data.schema import Region
 from medpclip.errors import MedpclipError
 from medpclip.evaluation import box_geometry
+from medpclip.evaluation.candidates import askable, related_classes, related_notes, without_related
 from medpclip.evaluation.corpus import Corpus, Item, Source, label_of, rng_for, unit_box
 from medpclip.evaluation.task import ImageTask, RegionTask, Task
 from medpclip.evaluation.texts import TextClassifier
@@ -47,7 +48,8 @@ class Scores:
         name: the source (regions) or the label (images).
         classes: the candidates, C of them.
         values: (prompt kind, comparator) -> float32 (n, C); rows of NaN where a case can't be asked so. Embeddings give
-            the log-softmax over candidates of cosine times the model's logit scale.
+            the log-softmax over candidates of cosine times the model's logit scale. -inf for a candidate that doesn't
+            exclude the case's class, as `without_related` leaves it.
         mixed: regions: whether some image holds several classes, so that an image embedding can't answer for all.
         pairs: regions: kind of difference -> pairs of classes.
     """
@@ -105,9 +107,15 @@ def run_task(
                     _region_level(model, task, task.region, scores, [*embedders, *extra], device)
                     if box_geometry.NAME in task.comparators:
                         _box_geometry(source, scores, task, task.region, left_out)
+                    related = related_classes(scores.classes)
+                    for asked, values in scores.values.items():
+                        scores.values[asked] = without_related(values, scores.true, related)
                     regions.append(scores)
             if not regions:
-                raise MedpclipError(f"task {task.name!r}: no region to evaluate ({'; '.join(left_out) or 'no data'})")
+                why = "; ".join(left_out) or "no data"
+                raise MedpclipError(
+                    f"task {task.name!r}: no region to evaluate ({why}); check its keys 'data', 'split', 'region.classes'"
+                )
     return Evaluation(images, regions, left_out)
 
 
@@ -145,12 +153,18 @@ def _image_level(
         found = ", ".join(classes) or "none"
         raise MedpclipError(f"task {task.name!r}: {what} has fewer than two values in the data ({found}); drop it")
     index = {name: i for i, name in enumerate(classes)}
+    related = related_classes(classes)
     asked = [(item, label_of(item.sample, question.label)) for item in corpus.items]
     cases = [Case(item, index[value]) for item, value in asked if value in index]
     if not cases:
         raise MedpclipError(f"task {task.name!r}: {what} has none of its classes in split {task.split!r}; drop it")
     if len(cases) < len(asked):
         left_out.append(f"{what}: {len(asked) - len(cases)} images without one of its classes")
+    cases = _askable(cases, what, "images", classes, related, left_out)
+    if not cases:
+        raise MedpclipError(
+            f"task {task.name!r}: {what} has only classes that are kinds of one another; name its 'classes'"
+        )
     texts = TextClassifier(model, classes, question.templates, device)
     scores = Scores(question.label, list(classes), cases)
     values = np.empty((len(cases), len(classes)), np.float32)
@@ -161,8 +175,17 @@ def _image_level(
             weights = torch.stack([texts.weights(c.item.sample.modality) for c in part])
             values[start : start + len(part)] = _log_softmax(embedding[:, None], weights, model.clip.logit_scale)[:, 0]
             bar.update(len(part))
-    scores.values["image", "unprompted"] = values
+    scores.values["image", "unprompted"] = without_related(values, scores.true, related)
     return scores
+
+
+def _askable(
+    cases: list[Case], what: str, unit: str, classes: Sequence[str], related: np.ndarray, left_out: list[str]
+) -> list[Case]:
+    """The cases with something to tell apart once related candidates are gone; notes what is not asked."""
+    left_out += related_notes(what, unit, classes, [case.true for case in cases], related)
+    kept = askable(related)
+    return [case for case in cases if kept[case.true]]
 
 
 def _cases(source: Source, task: Task, regions: RegionTask, left_out: list[str]) -> tuple[Source, Scores | None]:
@@ -174,7 +197,7 @@ def _cases(source: Source, task: Task, regions: RegionTask, left_out: list[str])
     index = {name: i for i, name in enumerate(classes)}
     cases: list[Case] = []
     crowds = others = beyond = 0
-    mixed = False
+    related = related_classes(classes)
     for item in source.items:
         own = [r for r in item.sample.regions if not r.iscrowd]
         crowds += len(item.sample.regions) - len(own)
@@ -185,7 +208,6 @@ def _cases(source: Source, task: Task, regions: RegionTask, left_out: list[str])
             chosen = rng_for(task.seed, item.sample.key, "regions").choice(len(known), limit, replace=False)
             beyond += len(known) - limit
             known = [known[i] for i in sorted(chosen)]
-        mixed = mixed or len({r.category for r in known}) > 1
         cases += [Case(item, index[r.category], r) for r in known]
     reasons = {
         "crowd regions": crowds,
@@ -193,12 +215,17 @@ def _cases(source: Source, task: Task, regions: RegionTask, left_out: list[str])
         f"regions beyond {regions.max_regions_per_image} of an image": beyond,
     }
     left_out += [f"{source.name}: {count} {reason}" for reason, count in reasons.items() if count]
+    cases = _askable(cases, source.name, "regions", classes, related, left_out)
     if not cases:
         left_out.append(f"{source.name}: no region of the task's classes in split {task.split!r}")
         return source, None
     pairs = {
-        kind: [pair for pair in rows if pair[0] in index and pair[1] in index] for kind, rows in source.pairs.items()
+        kind: [(a, b) for a, b in rows if a in index and b in index and not related[index[a], index[b]]]
+        for kind, rows in source.pairs.items()
     }
+    mixed = len({(c.item.index, id(c.item.folder), c.true) for c in cases}) > len(
+        {(c.item.index, id(c.item.folder)) for c in cases}
+    )
     return source, Scores(source.name, list(classes), cases, mixed=mixed, pairs={k: v for k, v in pairs.items() if v})
 
 

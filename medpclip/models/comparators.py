@@ -89,11 +89,15 @@ class Crop:
         encoded = pixels.new_zeros(len(crops), width)
         for start in range(0, len(crops), self.batch_size):
             part = torch.from_numpy(np.stack(crops[start : start + self.batch_size])).to(pixels.device)
-            encoded[start : start + len(part)] = self.model.encode_image(self.model.preprocess.to_pixels(part)).float()
+            encoded[start : start + len(part)] = self._encode(self.model.preprocess.to_pixels(part)).float()
         out = pixels.new_zeros(prompts.batch_size, prompts.regions, width)
         for (b, r), key in windows.items():
             out[b, r] = encoded[unique[key]]
         return out
+
+    def _encode(self, crops: Tensor) -> Tensor:
+        """(n, 3, S, S) pixels -> (n, D)."""
+        return self.model.encode_image(crops)
 
     def windows(self, images: Sequence[np.ndarray], prompts: Prompts) -> dict[tuple[int, int], tuple[int, Window]]:
         """For each valid (b, r): the image's index and the crop in its pixels."""
@@ -125,6 +129,22 @@ class Crop:
         return window.image(image, preprocess.image_size, preprocess.fill)
 
 
+class PromptedCrop(Crop):
+    """The crops of `Crop`, each with a box prompt around all of it.
+
+    Training pairs images with image texts and regions with region texts, so this is the embedding of a crop that was
+    trained to answer for a region's term.
+    """
+
+    name = "prompted_crop"
+
+    def _encode(self, crops: Tensor) -> Tensor:
+        prompts = Prompts.empty(len(crops), 1, 1, self.model.mask_grid)
+        prompts.boxes[..., 2:] = 1  # x1 y1 x2 y2 = 0 0 1 1
+        prompts.box_valid[:] = True
+        return self.model.encode_regions(crops, prompts.to(crops.device))[1][:, 0]
+
+
 class MaskPooling:
     """The unprompted patches averaged with the share of each that the region covers.
 
@@ -152,7 +172,7 @@ class MaskPooling:
 
 
 EMBEDDERS: Mapping[str, type[Prompted] | type[Unprompted] | type[Crop] | type[MaskPooling]] = {
-    c.name: c for c in (Prompted, Unprompted, Crop, MaskPooling)
+    c.name: c for c in (Prompted, Unprompted, Crop, PromptedCrop, MaskPooling)
 }
 
 

@@ -10,16 +10,19 @@ public, these are ours.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from medpclip.errors import MedpclipError
 from medpclip.models.prompt_encoder import CHANNELS, Coverage, PromptEncoder
 from medpclip.models.prompts import Prompts
 from medpclip.models.trunk import embed, head
+
+if TYPE_CHECKING:  # at run time this file needs torch alone
+    from open_clip.transformer import VisionTransformer
 
 
 class GatedCrossAttention(nn.Module):

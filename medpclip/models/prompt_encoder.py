@@ -21,6 +21,9 @@ from medpclip.models.prompts import NEGATIVE, POSITIVE, Prompts
 CHANNELS = ("mask", "mask_normalised", "box", "box_normalised", "positive", "negative")
 
 
+_OUTLINE = 8
+
+
 @dataclass
 class SparsePrompts:
     """Attributes:
@@ -52,6 +55,7 @@ class PromptEncoder(nn.Module):
         self.mask_position = nn.Linear(features + 1, dim)
         self.point_type = nn.Parameter(torch.randn(2, dim) * 0.5)  # row 0 off the region, row 1 on it
         self.corner_type = nn.Parameter(torch.randn(2, dim) * 0.5)  # top left, bottom right
+        self.mask_outline = nn.Linear(_OUTLINE**2, dim)
         self.mask_type = nn.Parameter(torch.randn(dim) * 0.5)
         self.pool = nn.Sequential(nn.LayerNorm(3 * dim), nn.Linear(3 * dim, dim), nn.GELU(), nn.Linear(dim, dim))
 
@@ -59,7 +63,8 @@ class PromptEncoder(nn.Module):
         points = self._points(prompts)
         point_valid = prompts.point_labels >= 0
         corners = self.corner_position(self.fourier(prompts.boxes.unflatten(-1, (2, 2)))) + self.corner_type
-        mask = (self.mask_position(self._mask_summary(prompts.masks)) + self.mask_type).unsqueeze(2)
+        shape = self.mask_outline(mask_outline(prompts.masks, _OUTLINE).flatten(2))
+        mask = (self.mask_position(self._mask_summary(prompts.masks)) + shape + self.mask_type).unsqueeze(2)
         box_valid, mask_valid = prompts.box_valid.unsqueeze(-1), prompts.mask_valid.unsqueeze(-1)
         tokens = torch.cat([points, corners, mask], dim=2)
         valid = torch.cat([point_valid, box_valid.expand(-1, -1, 2), mask_valid], dim=2)
@@ -136,6 +141,27 @@ class Coverage(nn.Module):
         exponent = -0.5 * square * torch.exp(-2 * self.log_sigma[label])
         given = (prompts.point_labels == label)[..., None, None]
         return (exponent.exp() * given).amax(2).flatten(2)
+
+
+def mask_outline(masks: Tensor, size: int) -> Tensor:
+    """What shape masks have, whatever their place and size: (B, R, h, w) -> (B, R, size, size), their own box resampled."""
+    height, width = masks.shape[-2:]
+    top, bottom = _extent(masks.amax(-1))
+    left, right = _extent(masks.amax(-2))
+    steps = (torch.arange(size, device=masks.device, dtype=masks.dtype) + 0.5) / size
+    y = (top[..., None] + (bottom - top)[..., None] * steps) * 2 / height - 1
+    x = (left[..., None] + (right - left)[..., None] * steps) * 2 / width - 1
+    grid = torch.stack([x[..., None, :].expand(*x.shape[:2], size, size), y[..., None].expand(*y.shape, size)], dim=-1)
+    sampled = F.grid_sample(masks.flatten(0, 1).unsqueeze(1), grid.flatten(0, 1), align_corners=False)
+    return sampled.squeeze(1).unflatten(0, masks.shape[:2])
+
+
+def _extent(profile: Tensor) -> tuple[Tensor, Tensor]:
+    """First and last + 1 position where a profile (..., n) is not zero; 0 and n where it is nowhere."""
+    length = profile.shape[-1]
+    there = profile > 0
+    first, last = there.int().argmax(-1), length - there.flip(-1).int().argmax(-1)
+    return first.to(profile.dtype), last.to(profile.dtype)
 
 
 def _overlap(low: Tensor, high: Tensor, cells: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -84,15 +84,6 @@ class Prompts:
         """The same on another device."""
         return Prompts(**{f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)})
 
-    def rows(self, index: Tensor | slice) -> Prompts:
-        """The prompts of some of the images."""
-        return Prompts(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
-
     def regions_slice(self, index: Tensor | slice) -> Prompts:
         """Some of each image's regions."""
         return Prompts(**{f.name: getattr(self, f.name)[:, index] for f in fields(self)})
-
-    @staticmethod
-    def cat(parts: Sequence[Prompts]) -> Prompts:
-        """Joined along the batch; R, P and grid must agree."""
-        return Prompts(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Prompts)})

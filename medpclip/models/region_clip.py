@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import open_clip
 import torch
@@ -40,7 +40,8 @@ class ModelConfig:
 
     Attributes:
         trunk: an open_clip architecture ("ViT-B-16"), one that medpclip ships ("medpclip-tiny-16"), or a JSON file.
-        pretrained: an open_clip weights file, or a tag that lies in the local hub cache; null for random weights.
+        pretrained: an open_clip weights file, or one of its tags (which open_clip downloads unless the hub's cache has
+            it; HF_HUB_OFFLINE=1 forbids that); null for random weights.
         image_size: input side in pixels; null for the architecture's own.
         logit_bias: start of the sigmoid losses' biases (Zhai et al. 2023 use -10); null where InfoNCE needs none.
     """
@@ -84,6 +85,7 @@ class RegionCLIP(nn.Module):
         config: what it was built from.
         preprocess: its image preprocessing.
         tokenizer: list of strings -> int64 (T, context).
+        architecture: open_clip's model config that `clip` was built from, as a checkpoint keeps it.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class RegionCLIP(nn.Module):
         config: ModelConfig,
         preprocess: Preprocess,
         tokenizer: Callable[[Sequence[str]], Tensor],
+        architecture: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         visual = check_supported(clip.visual, config.trunk)
@@ -99,6 +102,7 @@ class RegionCLIP(nn.Module):
         self.config = config
         self.preprocess = preprocess
         self.tokenizer = tokenizer
+        self.architecture = architecture
         self.fusion: nn.Module = (
             RegionTokens(visual, config.fusion.prompt_dim)
             if config.fusion.kind == "region_tokens"

@@ -14,14 +14,18 @@ answer does not depend on its companions, and R prompts cost R queries instead o
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from medpclip.models.prompt_encoder import CHANNELS, Coverage, PromptEncoder
 from medpclip.models.prompts import Prompts
 from medpclip.models.trunk import embed, head
+
+if TYPE_CHECKING:  # at run time this file needs torch alone
+    from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 
 
 class RegionTokens(nn.Module):

@@ -6,11 +6,15 @@ Only public attributes of `open_clip.transformer.VisionTransformer` are used. `e
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from medpclip.errors import MedpclipError
+
+if TYPE_CHECKING:  # fusion modules build on this file and need torch alone
+    from open_clip.transformer import VisionTransformer
 
 
 def check_supported(visual: nn.Module, name: str) -> VisionTransformer:
@@ -20,6 +24,8 @@ def check_supported(visual: nn.Module, name: str) -> VisionTransformer:
         MedpclipError: naming what is not supported: another kind of tower, an attentional or average pool, blocks with
             other attention than `nn.MultiheadAttention`, patch dropout, non-square inputs.
     """
+    from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+
     if not isinstance(visual, VisionTransformer):
         raise MedpclipError(
             f"model {name!r}: its image tower is a {type(visual).__name__}; region prompts need an open_clip VisionTransformer"

@@ -3,13 +3,15 @@
     RUN/checkpoints/step-00000500/
         model.safetensors    all weights
         engine/              the optimizer's state and the generator's
-        meta.json            config, step, samples, seed, data manifests' hashes, versions
+        meta.json            config, architecture, step, samples, what it was trained on, where, by which code
 
-A checkpoint is written beside and renamed, with meta.json last; readers are in `medpclip.models.load`.
+A checkpoint is written beside, flushed to disk and renamed; readers are in `medpclip.models.load`.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 import platform
 import shutil
@@ -20,12 +22,14 @@ from typing import Any
 import numpy
 import open_clip
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from medpclip import __version__
+import medpclip
 from medpclip.config import to_mapping
-from medpclip.data.shards import MANIFEST, dump_json, file_sha256, write_atomically
+from medpclip.data.shards import MANIFEST, ShardFolder, read_manifest
 from medpclip.errors import MedpclipError
+from medpclip.files import dump_json, file_sha256, flush_to_disk, write_atomically
 from medpclip.models.load import CHECKPOINTS, META, WEIGHTS, load_weights, read_meta
 from medpclip.train.config import TrainConfig
 from medpclip.train.engine import Engine
@@ -35,31 +39,49 @@ _FREE = ("out", "device", "checkpoint", "tracking")
 
 
 def save_checkpoint(engine: Engine, config: TrainConfig, step: int) -> Path:
-    """Write the state after `step` steps, and remove checkpoints beyond `keep`."""
+    """Write the state after `step` steps, and remove checkpoints beyond `keep`.
+
+    Raises:
+        MedpclipError: it can't be written, as on a full disk; earlier checkpoints are as they were.
+    """
     folder = config.out / CHECKPOINTS / f"step-{step:08d}"
     temporary = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    (temporary / "engine").mkdir(parents=True)
+    meta = _meta(engine, config, step)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in engine.model.state_dict().items()}
     try:
+        _sweep(folder.parent)
+        (temporary / "engine").mkdir(parents=True)
         save_file(weights, temporary / WEIGHTS)
         engine.save(temporary / "engine")
-        write_atomically(temporary / META, dump_json(_meta(config, step)))
-    except OSError as error:
+        write_atomically(temporary / META, dump_json(meta))
+        for path in (*temporary.rglob("*"), temporary):
+            flush_to_disk(path)
+        _retire(folder)  # a checkpoint of the same step
+        os.replace(temporary, folder)
+        flush_to_disk(folder.parent)
+        for old in sorted(folder.parent.glob("step-*"))[: -config.checkpoint.keep]:
+            _retire(old)
+        _sweep(folder.parent)
+    except (OSError, SafetensorError) as error:  # a full disk is the latter where safetensors writes
         shutil.rmtree(temporary, ignore_errors=True)
-        raise MedpclipError(f"{folder}: can't be written ({error}); make room: earlier checkpoints are kept") from None
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
-    for old in sorted(folder.parent.glob("step-*"))[: -config.checkpoint.keep]:
-        shutil.rmtree(old)
+        raise MedpclipError(
+            f"{folder}: can't be written ({error}); make room, then --resume: earlier checkpoints are kept"
+        ) from None
     return folder
 
 
-def resume(engine: Engine, config: TrainConfig, folder: Path) -> int:
+def resume(engine: Engine, config: TrainConfig, folder: Path, allow_other_environment: bool = False) -> int:
     """Put the engine where the checkpoint left it; returns its step.
 
+    Args:
+        engine: of a model built as `config` says.
+        config: of the run that goes on.
+        folder: the checkpoint's.
+        allow_other_environment: go on with another device or other versions, where rounding may differ.
+
     Raises:
-        MedpclipError: the run's configuration or data is not the checkpoint's, so that going on would be another run.
+        MedpclipError: the run's configuration, data or environment is not the checkpoint's, so that going on would be
+            another run.
     """
     meta = read_meta(folder)
     then, now = _flat(meta["config"]), _flat(to_mapping(config))
@@ -69,8 +91,10 @@ def resume(engine: Engine, config: TrainConfig, folder: Path) -> int:
                 f"{folder / META}: key '{key}' was {then.get(key)!r}, is now {now.get(key)!r}; "
                 "resume with the run's own config.yaml, or choose another 'out'"
             )
-    if meta["data"] != data_hashes(config):
+    if meta.get("data") != data_hashes(config):
         raise MedpclipError(f"{folder / META}: key 'data': the shards are not those the run began with; restore them")
+    if not allow_other_environment:
+        _check_environment(meta, engine, folder)
     load_weights(engine.model, folder)
     engine.load(folder / "engine")
     return int(meta["step"])
@@ -81,20 +105,90 @@ def data_hashes(config: TrainConfig) -> dict[str, str]:
     return {str(i): file_sha256(Path(folder) / MANIFEST) for i, folder in enumerate(config.data.shards)}
 
 
-def _meta(config: TrainConfig, step: int) -> dict[str, Any]:
+@functools.cache
+def code_hash() -> str:
+    """SHA-256 over the names and bytes of the package's Python files, in the names' order."""
+    root = Path(medpclip.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(root).as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def _meta(engine: Engine, config: TrainConfig, step: int) -> dict[str, Any]:
+    model = engine.model
+    assert model.architecture is not None  # build_model gives it
     return {
         "step": step,
         "samples": step * config.batch_size,
         "config": to_mapping(config),
+        "architecture": dict(model.architecture),
+        "preprocess": {"mean": list(model.preprocess.mean), "std": list(model.preprocess.std)},
         "data": data_hashes(config),
-        "versions": {
-            "medpclip": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "open_clip": open_clip.__version__,
-            "numpy": numpy.__version__,
-        },
+        "trained_on": _trained_on(config),
+        "device": _device_name(engine.device),
+        "versions": _versions(),
+        "code": code_hash(),
     }
+
+
+def _trained_on(config: TrainConfig) -> dict[str, list[str]]:
+    """What an evaluation needs to tell seen from unseen: splits, sources, and the terms of regions."""
+    sources, terms = set[str](), set[str]()
+    for folder in config.data.shards:
+        manifest = read_manifest(Path(folder))
+        recipe = manifest.get("recipe")
+        name = recipe.get("name") if isinstance(recipe, dict) else None
+        # A folder that neither a recipe nor the phantoms made may not name its source, but its samples do.
+        sources.add(name if isinstance(name, str) else ShardFolder(folder, config.data.split).sample(0).source)
+        terms |= manifest["splits"][config.data.split]["category"].keys()
+    return {
+        "splits": [config.data.split],
+        "sources": sorted(sources),
+        "terms": sorted(terms),
+        "manifests": list(data_hashes(config).values()),
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "medpclip": medpclip.__version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "open_clip": open_clip.__version__,
+        "numpy": numpy.__version__,
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    """Of which kind, not which one: cpu, or a GPU's model."""
+    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
+
+
+def _check_environment(meta: dict[str, Any], engine: Engine, folder: Path) -> None:
+    """Refuse where the same steps may round differently."""
+    versions = meta["versions"] if isinstance(meta.get("versions"), dict) else {}
+    now = {"medpclip": medpclip.__version__, "torch": str(torch.__version__), "device": _device_name(engine.device)}
+    then = {"medpclip": versions.get("medpclip"), "torch": versions.get("torch"), "device": meta.get("device")}
+    for name in now:
+        if then[name] != now[name]:
+            raise MedpclipError(
+                f"{folder / META}: {name} was {then[name]!r}, is now {now[name]!r}, so the run would not go on exactly; "
+                "resume where it ran, or add --resume-anyway"
+            )
+
+
+def _retire(folder: Path) -> None:
+    """Rename a checkpoint, so that it no longer counts as one; it is removed by the next `_sweep`."""
+    if folder.exists():
+        os.replace(folder, folder.with_name(f".{folder.name}.old.part"))
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what interrupted saves left."""
+    for leftover in folder.glob(".step-*.part"):
+        shutil.rmtree(leftover)
 
 
 def _flat(mapping: Any, prefix: str = "") -> dict[str, Any]:

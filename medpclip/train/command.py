@@ -27,19 +27,25 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="go on from the newest checkpoint in 'out', if there is one"
     )
+    parser.add_argument(
+        "--resume-anyway", action="store_true", help="the same on another device or with other versions: not to the bit"
+    )
     parser.add_argument("--print-config", action="store_true", help="print the whole resolved configuration and stop")
     parser.set_defaults(run=_run)
 
 
-def _run(args: argparse.Namespace) -> None:
+def _run(args: argparse.Namespace) -> int:
     from medpclip.config import dump_yaml, load
     from medpclip.train.config import TrainConfig
 
     config = load(TrainConfig, args.config, args.overrides)
     if args.print_config:
         print(dump_yaml(config), end="")
-        return
+        return 0
     from medpclip.train.loop import train
 
-    train(config, args.resume)
+    stopped = train(config, args.resume or args.resume_anyway, args.resume_anyway)
+    if stopped is not None:
+        return 128 + stopped  # as a shell reports it: the run is not at its end
     print(f"trained: {config.out}")
+    return 0

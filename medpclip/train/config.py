@@ -28,7 +28,7 @@ class OptimizerConfig:
 
     Attributes:
         lr: peak learning rate.
-        fusion_lr_scale: the prompt encoder's and fusion's rate, as a multiple of `lr`.
+        fusion_lr_scale: the prompt encoder's and fusion's rate, as a multiple of `lr`: what starts at zero has a long way.
         weight_decay: for matrices; vectors, positions, tokens and temperatures have none.
         betas, eps: of AdamW.
         warmup_steps: linear warm-up.
@@ -37,7 +37,7 @@ class OptimizerConfig:
     """
 
     lr: float = 5e-4
-    fusion_lr_scale: float = 1.0
+    fusion_lr_scale: float = 8.0
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-6
@@ -58,6 +58,10 @@ class CheckpointConfig:
     every_minutes: float | None = 30.0
     keep: int = 2
 
+    def __post_init__(self) -> None:
+        if self.every_steps < 1 or self.keep < 1:
+            raise ValueError("expected 'every_steps' and 'keep' of at least 1")
+
 
 @dataclass
 class TrackingConfig:
@@ -71,6 +75,10 @@ class TrackingConfig:
     wandb: Literal["off", "offline", "online"] = "off"
     project: str = "medpclip"
     name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 1:
+            raise ValueError(f"'every_steps' is {self.every_steps}, expected at least 1")
 
 
 @dataclass
@@ -102,6 +110,8 @@ class TrainConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 1 or self.seed < 0:
+            raise ValueError("expected 'steps' and 'batch_size' of at least 1, 'seed' of at least 0")
         if self.accumulate < 1 or self.batch_size % self.accumulate:
             raise ValueError(f"'accumulate' is {self.accumulate}, expected a divisor of batch_size ({self.batch_size})")
         if (self.loss.kind == "sigmoid") != (self.model.logit_bias is not None):

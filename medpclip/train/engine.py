@@ -13,6 +13,7 @@ from torch import Tensor
 
 from medpclip.errors import MedpclipError
 from medpclip.models import RegionCLIP
+from medpclip.models.device import pick_device
 from medpclip.train.config import TrainConfig
 from medpclip.train.optimizer import make_optimizer, set_learning_rate
 
@@ -58,8 +59,14 @@ class LocalEngine:
         loss.backward()
 
     def step(self, rate: float) -> float:
-        """Clip, update at `rate`, clear the gradients; returns the gradients' norm before clipping."""
+        """Clip, update at `rate`, clear the gradients; returns the gradients' norm before clipping.
+
+        Raises:
+            MedpclipError: the norm is not finite; the weights are left as they were.
+        """
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip or math.inf)
+        if not torch.isfinite(norm):  # before the step: no checkpoint may hold what it would leave
+            raise MedpclipError("a gradient is not finite; lower 'optimizer.lr', or use precision fp32")
         set_learning_rate(self.optimizer, rate)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -89,23 +96,4 @@ class LocalEngine:
             parameter_name, _, key = name.rpartition("/")
             if parameter_name not in parameters:
                 raise MedpclipError(f"{path}: key {name!r} is of another model; resume with the run's own config")
-            # Step counts stay on the CPU, where AdamW keeps them.
-            device = "cpu" if value.ndim == 0 else self.device
-            self.optimizer.state[parameters[parameter_name]][key] = value.to(device)
-
-
-def pick_device(name: str) -> torch.device:
-    """ "auto" or a torch device's name.
-
-    Raises:
-        MedpclipError: no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise MedpclipError(f"key 'device' is {name!r}, which is not to be had ({str(error).splitlines()[0]}); "
-                            "use auto or cpu") from None  # fmt: skip
-    return device
+            self.optimizer.state[parameters[parameter_name]][key] = value.to(self.device)

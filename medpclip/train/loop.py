@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +16,8 @@ from tqdm import tqdm
 from medpclip.config import dump_yaml, to_mapping
 from medpclip.data.lexicon import Lexicon
 from medpclip.data.loader import Batch, RegionDataset, make_loader
-from medpclip.data.shards import write_atomically
 from medpclip.errors import MedpclipError
+from medpclip.files import write_atomically
 from medpclip.models.load import CHECKPOINTS, META, build_model, find_checkpoint
 from medpclip.train.checkpoint import resume, save_checkpoint
 from medpclip.train.config import TrainConfig
@@ -25,9 +26,21 @@ from medpclip.train.optimizer import learning_rate
 from medpclip.train.step import losses, prepare
 from medpclip.train.tracking import Tracker
 
+_TEXTS = 2  # what a random stream is for; the loader has 0 and 1
 
-def train(config: TrainConfig, may_resume: bool = False) -> None:
+
+def train(
+    config: TrainConfig, may_resume: bool = False, allow_other_environment: bool = False
+) -> signal.Signals | None:
     """Run `config` to its end, or until SIGTERM, SIGINT or SIGUSR1, after which `may_resume` goes on exactly.
+
+    Args:
+        config: the run.
+        may_resume: go on from the newest checkpoint in `config.out`, if there is one.
+        allow_other_environment: go on also with another device or other versions, where rounding may differ.
+
+    Returns:
+        The signal that stopped the run, or None at its end.
 
     Raises:
         MedpclipError: the folder holds a run and `may_resume` is off; data, model or checkpoint unusable; loss not finite.
@@ -43,35 +56,50 @@ def train(config: TrainConfig, may_resume: bool = False) -> None:
         config.data, model.preprocess.image_size, model.mask_grid, model.preprocess.fill, config.seed
     )
     engine = LocalEngine(model, config)
-    step = resume(engine, config, find_checkpoint(config.out)) if has_run else 0
-    loader = iter(make_loader(dataset, config.batch_size // config.accumulate, step * config.accumulate))
-    config.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(config.out / "config.yaml", dump_yaml(config).encode())
+    step = resume(engine, config, find_checkpoint(config.out), allow_other_environment) if has_run else 0
+    _begin_folder(config)
     tracker = Tracker(config.out, config.tracking, to_mapping(config), step)
     try:
         with _stop_signals() as stopped:
+            loader = make_loader(dataset, config.batch_size // config.accumulate, step * config.accumulate)
             _run(engine, config, loader, tracker, step, stopped)
     finally:
         tracker.close()
+    return stopped[0] if stopped else None
+
+
+def _begin_folder(config: TrainConfig) -> None:
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+        write_atomically(config.out / "config.yaml", dump_yaml(config).encode())
+    except OSError as error:
+        raise MedpclipError(f"{config.out}: can't be written ({error.strerror}); choose another 'out'") from None
 
 
 def _run(
-    engine: Engine, config: TrainConfig, loader: Iterator[Batch], tracker: Tracker, step: int, stopped: list[str]
+    engine: Engine,
+    config: TrainConfig,
+    loader: Iterator[Batch],
+    tracker: Tracker,
+    step: int,
+    stopped: list[signal.Signals],
 ) -> None:
     lexicon = Lexicon.load()
     saved_step, saved_at = step, time.monotonic()
-    window = Window()
-    with tqdm(total=config.steps, initial=step, unit="step", desc="train", dynamic_ncols=True) as bar:
+    interval = Interval()
+    with tqdm(
+        total=config.steps, initial=step, unit="step", desc="train", dynamic_ncols=True, mininterval=_bar_interval()
+    ) as bar:
         while step < config.steps:
             rate = learning_rate(step, config.steps, config.optimizer)
-            window.add(_step(engine, config, loader, lexicon, step, rate, window))
+            interval.add(_step(engine, config, loader, lexicon, step, rate, interval))
             step += 1
             bar.update()
             if step % config.tracking.every_steps == 0 or step == config.steps:
-                values = window.summary() | {"lr": rate}
+                values = interval.summary() | {"lr": rate}
                 tracker.log(step, "train", values)
                 bar.set_postfix(loss=f"{values['loss']:.3f}", hits=f"{values['region_hit_rate']:.0%}")
-                window = Window()
+                interval = Interval()
             minutes = (time.monotonic() - saved_at) / 60
             due = step % config.checkpoint.every_steps == 0 or minutes >= (config.checkpoint.every_minutes or math.inf)
             if due or stopped or step == config.steps:
@@ -80,10 +108,15 @@ def _run(
             if stopped:
                 break
     if stopped:
-        tqdm.write(f"stopped by {stopped[0]} after step {saved_step}; continue with --resume")
+        tqdm.write(f"stopped by {stopped[0].name} after step {saved_step}; continue with --resume")
 
 
-class Window:
+def _bar_interval() -> float:
+    """Seconds between updates of the bar: a log file gets one every ten seconds, not ten a second."""
+    return 0.1 if sys.stderr.isatty() else 10.0
+
+
+class Interval:
     """Means over the steps since the last line of the log."""
 
     def __init__(self) -> None:
@@ -113,16 +146,16 @@ def _step(
     lexicon: Lexicon,
     step: int,
     rate: float,
-    window: Window,
+    interval: Interval,
 ) -> dict[str, float]:
     """One optimizer step over `accumulate` micro-batches."""
     began = time.monotonic()
     # All first: the losses are divided by the step's whole count of images and regions.
     inputs = [
-        prepare(next(loader), lexicon, config.data.texts, (config.seed, step, micro))
+        prepare(next(loader), lexicon, config.data.texts, (config.seed, _TEXTS, step, micro))
         for micro in range(config.accumulate)
     ]
-    window.waited += time.monotonic() - began
+    interval.waited += time.monotonic() - began
     images, regions = (sum(counts) for counts in zip(*(i.counts for i in inputs), strict=True))
     row = {"loss": 0.0, "loss_image": 0.0, "loss_region": 0.0, "images": config.batch_size, "regions": regions}
     hits = 0
@@ -148,12 +181,12 @@ def _step(
 
 
 @contextmanager
-def _stop_signals() -> Iterator[list[str]]:
-    """A list that names the signal that asked the run to stop; the run then ends after its step."""
-    caught: list[str] = []
+def _stop_signals() -> Iterator[list[signal.Signals]]:
+    """A list of the signals that asked the run to stop; the run then ends after its step."""
+    caught: list[signal.Signals] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
-        caught.append(signal.Signals(number).name)
+        caught.append(signal.Signals(number))
 
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     before = {number: signal.signal(number, handle) for number in numbers}

@@ -32,6 +32,7 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
         lr=config.lr,
         betas=config.betas,
         eps=config.eps,
+        fused=True,  # one pass over memory, on the CPU too
     )
 
 

@@ -12,7 +12,7 @@ from medpclip.data.lexicon import Lexicon
 from medpclip.data.loader import Batch
 from medpclip.data.texts import Text, TextSampling, draw_image_texts, draw_region_texts, targets
 from medpclip.losses import info_nce, sigmoid
-from medpclip.models import Prompts, RegionCLIP
+from medpclip.models import Embeddings, Prompts, RegionCLIP
 from medpclip.train.config import LossConfig
 
 
@@ -74,10 +74,17 @@ def prepare(batch: Batch, lexicon: Lexicon, sampling: TextSampling, seed: tuple[
 
 
 def losses(model: RegionCLIP, inputs: StepInputs, config: LossConfig, device: torch.device) -> StepLosses:
-    """Forward pass and both losses of a micro-batch, under whatever autocast is on."""
+    """Both losses of a micro-batch: the forward pass under whatever autocast is on, the contrast always in float32."""
     pixels = model.preprocess.to_pixels(inputs.images.to(device, non_blocking=True))
     tokens = model.tokenizer([text.wording for text in inputs.texts]).to(device)
     out = model(pixels, inputs.prompts.to(device, non_blocking=True), tokens)
+    with torch.autocast(device.type, enabled=False):  # bfloat16 logits would come in steps of half a unit
+        return _contrast(model, inputs, config, out)
+
+
+def _contrast(model: RegionCLIP, inputs: StepInputs, config: LossConfig, out: Embeddings) -> StepLosses:
+    assert out.region is not None and out.text is not None
+    device = out.image.device
     image_count = inputs.image_targets.shape[1]
     region = out.region.flatten(0, 1)[inputs.region_index.to(device)].float()
     text = out.text.float()

@@ -12,7 +12,8 @@ from PIL import Image
 
 from medpclip.data.check import check_folder
 from medpclip.data.schema import Region, Sample, encode_mask
-from medpclip.data.shards import MANIFEST, ShardWriter, file_sha256, index_path
+from medpclip.data.shards import MANIFEST, ShardWriter, index_path
+from medpclip.files import file_sha256
 
 
 def png(width: int = 12, height: int = 9) -> bytes:

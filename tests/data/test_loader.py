@@ -1,5 +1,7 @@
 """The order and content of batches: a function of (seed, epoch, sample) and of nothing else."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -86,3 +88,18 @@ def test_without_augmentation_the_image_is_the_padded_original(shards: Path) -> 
 def test_no_shards_is_an_error() -> None:
     with pytest.raises(MedpclipError, match=r"data\.shards"):
         RegionDataset(DataConfig([]), 64, 16, (0, 0, 0), 0)
+
+
+def test_a_bug_in_the_main_process_leaves_no_worker_waiting(shards: Path) -> None:
+    """Workers take no notice of signals meant for the whole job, but of the end of the main process."""
+    program = f"""
+from pathlib import Path
+from medpclip.data.loader import DataConfig, RegionDataset, make_loader
+data = RegionDataset(DataConfig([Path({str(shards)!r})], workers=2), 64, 16, (1, 2, 3), seed=7)
+batches = make_loader(data, 4)
+next(batches)
+raise RuntimeError("a bug")
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert ended.stderr.endswith("RuntimeError: a bug\n")

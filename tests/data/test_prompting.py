@@ -13,6 +13,7 @@ from medpclip.data.prompting import (
     exact_prompt,
     sample_prompt,
     stack,
+    visible,
 )
 from medpclip.data.schema import Region, encode_mask
 
@@ -92,6 +93,30 @@ def test_kinds_come_as_often_as_configured() -> None:
     rng = np.random.default_rng(0)
     drawn = [sample_prompt(region, WINDOW, 16, sampling, rng) for _ in range(2000)]
     assert np.isclose(np.mean([p.box is not None for p in drawn]), 0.75, atol=0.03)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.integers(-20, 30), st.integers(-20, 30), st.integers(30, 70))
+def test_a_region_half_in_the_window_is_only_prompted_where_it_is_seen(
+    seed: int, left: int, top: int, side: int
+) -> None:
+    region, mask = disc()
+    window = Window(left, top, side)
+    seen = int(window.cut(mask).sum())
+    assert visible(region, window) == (2 * seen >= mask.sum())
+    if visible(region, window):
+        sampling = PromptSampling(kinds={"point": 1.0, "mask": 1.0}, combine=1.0, max_points=4)
+        prompt = sample_prompt(region, window, 16, sampling, np.random.default_rng(seed))
+        assert ((prompt.points >= 0) & (prompt.points <= 1)).all()
+        assert prompt.mask is None or prompt.mask.any()
+
+
+def test_the_second_kind_is_drawn_from_the_configured_ones_too() -> None:
+    region, _ = disc()
+    sampling = PromptSampling(kinds={"box": 1.0}, combine=1.0)
+    for seed in range(50):
+        prompt = sample_prompt(region, WINDOW, 16, sampling, np.random.default_rng(seed))
+        assert prompt.box is not None and prompt.mask is None and not len(prompt.points)
 
 
 def test_stack_pads() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medpclip.data.schema import Region, Sample, encode_mask, region_problem
+from medpclip.data.schema import Region, Sample, encode_mask, region_problem, rle_bytes, run_lengths
 from medpclip.errors import MedpclipError
 
 WIDTH, HEIGHT = 40, 30
@@ -151,3 +151,108 @@ def test_wrong_json_type(data: object) -> None:
 def test_box_problems_have_a_reason_without_figures(box: list, reason: str | None) -> None:
     problem = region_problem(Region(1, "a", bbox=box), WIDTH, HEIGHT)
     assert problem is None if reason is None else problem is not None and problem.partition(": ")[0] == reason
+
+
+def counts(*runs: int) -> str:
+    """Run lengths as a compressed COCO string, written from the format's description."""
+    text = ""
+    for i, run in enumerate(runs):
+        value = run - (runs[i - 2] if i > 2 else 0)
+        while True:
+            bits, value = value & 31, value >> 5
+            done = value == (-1 if bits & 16 else 0)
+            text += chr(48 + (bits if done else bits | 32))
+            if done:
+                break
+    return text
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda runs: any(runs[1::2])))
+def test_run_lengths_agree_with_the_format_and_with_pycocotools(runs: list[int]) -> None:
+    from pycocotools import mask as coco_mask
+
+    pixels = sum(runs)
+    assert run_lengths(counts(*runs), pixels).tolist() == runs
+    segmentation = {"size": [pixels, 1], "counts": counts(*runs)}
+    assert np.array_equal(Region(1, "a", segmentation=segmentation).mask(), coco_mask.decode(rle_bytes(segmentation)))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_masks_decode_as_pycocotools_has_them(seed: int) -> None:
+    from pycocotools import mask as coco_mask
+
+    rng = np.random.default_rng(seed)
+    mask = rng.random((HEIGHT * 9, WIDTH * 7)) < rng.uniform(0.001, 0.999)
+    segmentation = encode_mask(mask)
+    assert np.array_equal(Region(1, "a", segmentation=segmentation).mask(), mask)
+    assert np.array_equal(coco_mask.decode(rle_bytes(segmentation)).astype(bool), mask)
+
+
+BROKEN_COUNTS = [
+    ("", "run lengths are broken"),
+    ("ä", "run lengths are broken"),
+    (" ", "run lengths are broken"),
+    ("P", "run lengths are broken"),  # says that more follows
+    (counts(600, 601), "run lengths are broken"),
+    (counts(600, 599), "run lengths are broken"),
+    (counts(1200), "mask is empty"),
+    (counts(1300, -200, 100), "run lengths are broken"),
+    ("oooooooooo0", "run lengths are broken"),
+    (None, "mask is not run lengths"),
+    (b"abc", "mask is not run lengths"),
+    ([600, 600], "mask is not run lengths"),
+]
+
+
+@pytest.mark.parametrize(("text", "reason"), BROKEN_COUNTS)
+def test_broken_run_lengths_are_refused_where_they_are_read_and_decoded(text: object, reason: str) -> None:
+    region = Region(7, "cell", segmentation={"size": [HEIGHT, WIDTH], "counts": text})
+    problem = region_problem(region, WIDTH, HEIGHT)
+    assert problem is not None and problem.partition(": ")[0] == reason
+    with pytest.raises(MedpclipError, match=rf"region 7 \(cell\): {reason}.*; rebuild the shard"):
+        region.mask()
+    data = good() | {"regions": [{"id": 7, "category": "cell", "segmentation": region.segmentation}]}
+    with pytest.raises(MedpclipError, match=rf"here: regions\[0\]: {reason}"):
+        Sample.from_json(data, "k", "here")
+
+
+@given(st.text(max_size=12))
+def test_any_string_is_a_mask_or_refused(text: str) -> None:
+    region = Region(1, "a", segmentation={"size": [3, 4], "counts": text})
+    try:
+        mask = region.mask()
+    except MedpclipError:
+        return
+    assert mask is not None and mask.shape == (3, 4) and mask.any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"spacing": 0.5}, "'spacing'"),
+        ({"spacing": [0.5, 0]}, "'spacing'"),
+        ({"spacing": [0.5, "1"]}, "'spacing'"),
+        ({"volume": 3}, "'volume'"),
+        ({"intensity": [0, 255]}, "'intensity'"),
+        ({"labels": {"finding": ["x"]}}, "'labels'"),
+        ({"labels": {"finding": None}}, "'labels'"),
+        ({"width": True}, "'width' is True"),
+        ({"regions": [{"id": True, "category": "a", "points": [[1, 1]]}]}, r"'regions\[0\]\.id'"),
+        ({"regions": [{"id": 1, "category": "a", "points": [[1, 1]], "attributes": ["left"]}]}, "attributes"),
+        ({"regions": [{"id": 1, "category": "a", "points": [[1, 1]], "attributes": {"side": {}}}]}, "attributes"),
+        ({"regions": [{"id": 1, "category": "a", "points": [[1, 1]], "iscrowd": "no"}]}, "iscrowd"),
+    ],
+)
+def test_wrong_types_are_named(change: dict, message: str) -> None:
+    with pytest.raises(MedpclipError, match=message):
+        Sample.from_json(good() | change, "k", "here")
+
+
+def test_extra_keys_can_not_replace_the_schemas_own() -> None:
+    sample = Sample.from_json(good(), "k", "here")
+    sample.extra = {"regions": []}
+    with pytest.raises(MedpclipError, match="'extra'"):
+        sample.validate("here")
+    sample.extra, sample.regions[0].extra = {}, {"category": "other"}
+    with pytest.raises(MedpclipError, match=r"'regions\[0\]\.extra'"):
+        sample.validate("here")

@@ -56,6 +56,18 @@ def test_three_values() -> None:
     assert targets(items, texts, LEXICON).tolist() == expected
 
 
+def test_a_general_place_is_true_of_a_special_one_and_relatives_are_never_false() -> None:
+    corner = {"term": ("rib",), "place": ("upper left", "upper", "left"), "modality": ("left lung",)}
+    texts = [text("rib", place=place) for place in ("left", "upper left", "centre")] + [text("rib", modality="lung")]
+    assert targets([corner], texts, LEXICON).tolist() == [[POSITIVE, POSITIVE, NEGATIVE, IGNORED]]
+
+
+@pytest.mark.parametrize("template", ["a", "{name} on {modality}", "{name", "{}"])
+def test_templates_that_cannot_be_filled_are_refused(template: str) -> None:
+    with pytest.raises(ValueError, match="must have"):
+        TextSampling(region_templates=[template])
+
+
 def test_every_region_has_its_text_and_the_draw_ignores_order() -> None:
     items = [facts("left lung", size="large"), facts("rib", place="upper left"), facts("rib"), facts("right lung")]
     sampling = TextSampling(attributes=1.0)
@@ -89,10 +101,10 @@ def test_facts_of_a_region_are_those_of_the_window_it_is_seen_in() -> None:
     sample = Sample("k", "s", "train", "g", "CT", 200, 100)
     region = Region(0, "rib", bbox=[10, 10, 30, 20])
     whole = region_facts(region, sample, Window.whole(200, 100))
-    assert whole["place"] == ("upper left",) and whole["modality"] == ("CT",)
+    assert whole["place"] == ("upper left", "upper", "left") and whole["modality"] == ("CT",)
     # Seen in a window to its left, it lies in the middle, and large.
     close = region_facts(region, sample, Window(0, 0, 50))
-    assert "place" not in close and close["size"] == ("large",)
+    assert close["place"] == ("centre",) and close["size"] == ("large",)
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,18 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
 import medpclip.models
+from medpclip.config import to_mapping
 from medpclip.data.schema import Region, Sample, encode_mask
-from medpclip.data.shards import ShardWriter, file_sha256
+from medpclip.data.shards import MANIFEST, ShardWriter
 from medpclip.errors import MedpclipError
 from medpclip.evaluation import command
 from medpclip.evaluation.figures import loss_curves
 from medpclip.evaluation.report import run_log
+from medpclip.files import file_sha256
+from medpclip.models.load import META, WEIGHTS, load_model
 
 assert medpclip.models  # before open_clip, which it prepares for
 
@@ -108,19 +112,69 @@ def test_writes_result_predictions_and_report_and_prints_the_tables(task, tmp_pa
     assert str(tmp_path) not in html and "Training" not in html
 
 
+@pytest.fixture
+def run(tmp_path, shards) -> Path:
+    """A run with one checkpoint at step 3, trained on the shards' train split."""
+    folder = tmp_path / "secret place" / "myrun"
+    checkpoint = folder / "checkpoints" / "step-00000003"
+    checkpoint.mkdir(parents=True)
+    model = load_model("medpclip-tiny-16")
+    save_file(model.state_dict(), checkpoint / WEIGHTS)
+    terms = ["<b>lesion</b>", "organ"]
+    trained_on = {"splits": ["train"], "sources": ["s"], "terms": terms, "manifests": [file_sha256(shards / MANIFEST)]}
+    meta = {
+        "step": 3,
+        "config": {"model": to_mapping(model.config)},
+        "architecture": model.architecture,
+        "preprocess": {"mean": model.preprocess.mean, "std": model.preprocess.std},
+        "trained_on": trained_on,
+    }
+    (checkpoint / META).write_text(json.dumps(meta))
+    (folder / "log.jsonl").write_text("".join(f'{{"step": {i}, "loss": {i}.5}}\n' for i in range(1, 9)))
+    return folder
+
+
+def test_a_run_is_shown_by_its_name_its_exposure_and_its_curve_up_to_the_step(run, task, tmp_path, capsys):
+    out = tmp_path / "out"
+    command_line = [str(task), "comparators=[prompted, unprompted]", "--model", str(run), "--out", str(out)]
+    assert evaluate(*command_line) == 0
+    result, html = json.loads((out / "result.json").read_text()), (out / "report.html").read_text()
+    assert result["model"]["name"] == "myrun/step-00000003" and result["model"]["step"] == 3
+    assert {row["exposure"] for key in ("region", "image", "headline") for row in result[key]} == {"seen source"}
+    assert result["warnings"] == [] and "WARNING" not in capsys.readouterr().out and 'class="warning"' not in html
+    assert "up to step 3" in html and "step 8" not in html and "seen source</td>" in html
+    for path in out.iterdir():
+        assert "secret place" not in path.read_text() and str(tmp_path) not in path.read_text()
+
+    command_line[1:1] = ["split=train"]
+    assert evaluate(*command_line) == 0
+    printed, html = capsys.readouterr().out, (out / "report.html").read_text()
+    assert printed.startswith("WARNING: the model was trained on the train split of ")
+    assert 'class="warning"' in html and "was trained on the train split of" in html
+
+
 def test_the_log_of_a_run_becomes_curves(tmp_path):
     run = tmp_path / "run"
     (run / "checkpoints" / "step-9").mkdir(parents=True)
     rows = ['{"step": 1, "loss": 3.0, "loss_region": 2.0, "kind": "train"}', '{"step": 2, "kind": "val", "loss": 9}',
             '{"step": 3, "loss": 1.0}', '{"step": 4, "lo']  # fmt: skip
     (run / "log.jsonl").write_text("\n".join(rows))
-    for path in (run, run / "checkpoints" / "step-9"):
-        assert [row["step"] for row in run_log(path)] == [1, 3]
-    assert run_log(tmp_path / "elsewhere" / "a" / "b") == []
-    png = loss_curves(run_log(run))
+    checkpoint = run / "checkpoints" / "step-9"
+    assert [row["step"] for row in run_log(checkpoint, None)] == [1, 3]
+    assert [row["step"] for row in run_log(checkpoint, 2)] == [1]
+    assert run_log(tmp_path / "elsewhere" / "checkpoints" / "step-9", 9) == []
+    png = loss_curves(run_log(checkpoint, 9))
     assert png is not None and Image.open(io.BytesIO(png)).width > 400
     assert loss_curves([{"step": 1}, {"loss": 2.0}]) is None
     assert loss_curves([{"step": i, "loss": float(i % 7)} for i in range(1000)]) is not None
+
+
+def test_a_log_that_lies_near_by_chance_is_not_taken(tmp_path, monkeypatch):
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 3.0}')
+    monkeypatch.chdir(tmp_path)
+    copied = tmp_path / "copies" / "step-00000001"
+    copied.mkdir(parents=True)
+    assert run_log(None, None) == run_log(copied, 1) == []
 
 
 @pytest.mark.parametrize(
@@ -128,7 +182,7 @@ def test_the_log_of_a_run_becomes_curves(tmp_path):
     [
         (["--model", "no/such/run"], "no/such/run: no such file or folder"),
         (["--model", "medpclip-tiny-17"], "did you mean 'medpclip-tiny-16'"),
-        (["--model", "medpclip-tiny-16", "--device", "gpu"], "--device 'gpu' can't be used"),
+        (["--model", "medpclip-tiny-16", "--device", "gpu"], "device 'gpu' is not to be had"),
         (["--model", "medpclip-tiny-16", "--data", "nowhere"], "nowhere: no such folder"),
     ],
 )

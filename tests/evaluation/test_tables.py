@@ -4,6 +4,7 @@ from medpclip.evaluation.tables import differences_table, figure, images_table, 
 def row(source, prompt, comparator, value, **more):
     return {
         "source": source, "prompt": prompt, "comparator": comparator, "value": value, "interval": [0.5, 0.75],
+        "exposure": "seen source",
         "cases": 12, "groups": 5, "classes": ["a", "b"], "kind": "place", "minus": comparator, "label": "modality",
     } | more  # fmt: skip
 
@@ -19,9 +20,10 @@ def test_columns_stand_in_a_fixed_order_and_the_best_is_known():
     ]
     rows.append(row("s", "point", "crop", None, interval=None))
     table = regions_table(result(region=rows))
-    assert table.headings == ["source", "prompt", "n/groups", "prompted", "unprompted", "crop", "zebra"]
+    assert table.headings == ["source", "exposure", "prompt", "n/groups", "prompted", "unprompted", "crop", "zebra"]
     assert table.rows[0] == [
         "s",
+        "seen source",
         "box",
         "12/5",
         "90.0 [50.0, 75.0]",
@@ -29,8 +31,8 @@ def test_columns_stand_in_a_fixed_order_and_the_best_is_known():
         "90.0 [50.0, 75.0]",
         "10.0 [50.0, 75.0]",
     ]
-    assert table.best == [{3, 5}, set()]
-    assert table.rows[1][3:] == ["-", "-", "-", "-"]
+    assert table.best == [{4, 6}, set()]
+    assert table.rows[1][4:] == ["-", "-", "-", "-"]
 
 
 def test_text_is_aligned():
@@ -39,11 +41,25 @@ def test_text_is_aligned():
         .text()
         .splitlines()
     )
-    assert lines[1].startswith("source         prompt") and len({len(line) for line in lines[1:]}) == 1
+    assert lines[1].startswith("source         exposure     prompt") and len({len(line) for line in lines[1:-1]}) == 1
+
+
+def test_the_note_names_the_comparators_that_were_not_trained_as_such():
+    names = ["prompted", "mask_pooling", "crop", "prompted_crop"]
+    table = regions_table(result(region=[row("s", "box", name, 0.5) for name in names]))
+    assert table.text().splitlines()[-1].startswith("not trained as such: crop, mask pooling use the same weights")
+    assert regions_table(result(region=[row("s", "box", "prompted_crop", 0.5)])).note == ""
 
 
 def test_a_mean_needs_several_sources():
-    one = {"sources": ["s"], "prompt": "box", "comparator": "crop", "value": 0.5, "interval": None}
+    one = {
+        "sources": ["s"],
+        "exposure": "seen source",
+        "prompt": "box",
+        "comparator": "crop",
+        "value": 0.5,
+        "interval": None,
+    }
     both = one | {"sources": ["s", "t"]}
     rows = [row("s", "box", "crop", 0.5)]
     assert [r[0] for r in regions_table(result(headline=[one], region=rows)).rows] == ["s"]
@@ -55,7 +71,8 @@ def test_pairs_images_differences():
     assert pairs_table(result(pairs=pairs)).rows == [["place", "a / b", "box", "50.0 [50.0, 75.0]"]]
     several = [*pairs, row("t", "box", "crop", 0.5)]
     assert [r[2] for r in pairs_table(result(pairs=several)).rows] == ["s", "t"]
-    assert images_table(result(image=[row("s", "image", "unprompted", 0.5)])).rows[0][:3] == ["modality", "2", "12/5"]
+    images = images_table(result(image=[row("s", "image", "unprompted", 0.5)]))
+    assert images.rows[0][:4] == ["modality", "seen source", "2", "12/5"]
     minus = differences_table(result(differences=[row("s", "box", "crop", -0.1, interval=[-0.2, 0.0])]))
     assert minus.rows == [["s", "box", "-10.0 [-20.0, +0.0]"]]
     assert tables(result()) == []

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,13 @@ import torch
 from PIL import Image
 
 import medpclip.models
+from medpclip.data.lexicon import Lexicon
 from medpclip.data.schema import Region, Sample, encode_mask
 from medpclip.data.shards import ShardWriter
 from medpclip.errors import MedpclipError
 from medpclip.evaluation import texts as texts_module
 from medpclip.evaluation.corpus import read_corpus, unit_box
+from medpclip.evaluation.exposure import TrainedOn
 from medpclip.evaluation.predictions import prediction_lines, top_answers
 from medpclip.evaluation.result import ModelFacts, build_result
 from medpclip.evaluation.task import ImageTask, RegionTask, Task
@@ -119,7 +122,7 @@ def test_oracle_is_right_constant_is_chance_box_geometry_is_there(model, shards)
     result = build_result(task, FACTS, corpus, evaluation)
     assert values(result, "oracle") == {"box": 1.0, "point": 1.0, "mask": 1.0}
     assert values(result, "constant") == pytest.approx({"box": 1 / 3, "point": 1 / 3, "mask": 1 / 3})
-    assert {"prompted", "unprompted", "crop", "mask_pooling", "box_geometry"} < {
+    assert {"prompted", "unprompted", "crop", "prompted_crop", "mask_pooling", "box_geometry"} < {
         r["comparator"] for r in result["region"]
     }
     oracle = [row for row in result["region"] if row["comparator"] == "oracle"]
@@ -239,6 +242,96 @@ def test_what_cannot_be_measured_is_said(model, shards, tmp_path):
     broken = write_shards(tmp_path / "broken", pairs={"colour": [["red square"]]})
     with pytest.raises(MedpclipError, match="key 'pairs'.*expected two categories"):
         read_corpus(task_on(broken))
+
+
+def write_plain(folder: Path, modalities: list[str], categories: list[str]) -> Path:
+    """An image for each modality, test split, with a region for each category."""
+    with ShardWriter(folder) as writer:
+        for i, modality in enumerate(modalities):
+            stream = io.BytesIO()
+            noise = np.random.default_rng(i).integers(0, 255, (40, 40, 3), np.uint8)
+            Image.fromarray(noise).save(stream, "PNG")
+            regions = [Region(r, c, [4.0 * r, 4.0 * r, 12.0, 12.0]) for r, c in enumerate(categories)]
+            sample = Sample(f"p{i}", "plain", "test", f"g{i}", modality, 40, 40, regions=regions)
+            writer.add(sample, stream.getvalue(), "png")
+        writer.finish(pairs={"kind": [categories[:2], categories[1:3]]})
+    return folder
+
+
+def test_a_case_is_not_asked_about_kinds_of_its_own_class(model, tmp_path):
+    lexicon = Lexicon.load()
+    assert lexicon.related("blood cell", "red blood cell") and not lexicon.related("platelet", "red blood cell")
+    modalities = ["microscopy", "CT", "blood smear microscopy"]
+    folder = write_plain(tmp_path / "plain", modalities, ["blood cell", "red blood cell", "nodule"])
+    task = task_on(folder, region=RegionTask(["{name}"], prompts=["box"]), comparators=["prompted", "unprompted"])
+    corpus = read_corpus(task)
+    evaluation = run_task(model, task, corpus, extra=[Constant(class_weights(model, ["blood cell", "red blood cell"]))])
+    result = build_result(task, FACTS, corpus, evaluation)
+
+    [image] = evaluation.image
+    assert image.classes == ["CT", "blood smear microscopy", "microscopy"]
+    modality = [case.item.sample.modality for case in image.cases]
+    values = dict(zip(modality, image.values["image", "unprompted"], strict=True))
+    assert np.isneginf(values["microscopy"]).tolist() == [False, True, False]
+    assert np.isneginf(values["blood smear microscopy"]).tolist() == [False, False, True]
+    assert np.isfinite(values["CT"]).all()
+
+    [region] = evaluation.region
+    assert region.mixed and region.pairs == {"kind": [("red blood cell", "nodule")]}
+    for scores in region.values.values():
+        np.testing.assert_allclose(np.exp(scores).sum(axis=1), 1, rtol=1e-5)
+        assert np.isneginf(scores[region.true == 0]).tolist() == [[False, False, True]] * 3
+    for row in (r for key in ("region", "image") for r in result[key]):
+        related = [row["classes"].index(c) for c in row["classes"] if c.endswith(("blood cell", "microscopy"))]
+        assert row["cases"] == sum(map(sum, row["confusion"])) > 0
+        assert all(row["confusion"][a][b] == 0 for a in related for b in related if a != b)
+    notes = [note for note in result["left_out"] if "since one is a kind of the other" in note]
+    assert len(notes) == 4 and "for 1 images of 'microscopy' the candidates 'blood smear microscopy'" in " ".join(notes)
+    lines = [json.loads(line) for line in prediction_lines(evaluation).splitlines()]
+    assert all(p > 0 for line in lines for asked in line["top"].values() for best in asked.values() for _, p in best)
+
+
+def test_cases_with_no_other_candidate_left_are_not_measured(model, tmp_path):
+    folder = write_plain(tmp_path / "plain", ["microscopy", "blood smear microscopy"], ["platelet", "nodule", "organ"])
+    task = task_on(folder, region=None)
+    with pytest.raises(MedpclipError, match="'modality' has only classes that are kinds of one another"):
+        run_task(model, task, read_corpus(task))
+
+
+def test_what_training_saw_stands_in_each_row(model, shards, tmp_path):
+    other = write_shards(tmp_path / "other", source="other")
+    task = task_on(shards, other, comparators=["unprompted"])
+    corpus = read_corpus(task)
+    evaluation = run_task(model, task, corpus)
+
+    def exposures(trained: TrainedOn | None) -> dict[str, set[str]]:
+        result = build_result(task, replace(FACTS, trained_on=trained), corpus, evaluation)
+        rows = {key: {r["exposure"] for r in result[key]} for key in ("headline", "image")}
+        return rows | {s: {r["exposure"] for r in result["region"] if r["source"] == s} for s in ("squares", "other")}
+
+    assert set.union(*exposures(None).values()) == {"unknown"}
+    seen, unseen = {"seen source"}, {"unseen source"}
+    one = TrainedOn(["train"], ["squares"], ["red square"], [])
+    assert exposures(one) == {"headline": seen, "image": seen, "squares": seen, "other": unseen}
+    terms = exposures(TrainedOn(["train"], ["elsewhere"], ["liver"], []))
+    assert terms == {"headline": {"unseen term"}, "image": unseen, "squares": {"unseen term"}, "other": {"unseen term"}}
+
+
+def test_a_picture_of_another_size_than_its_json_says_is_refused(model, tmp_path):
+    folder = tmp_path / "wrong"
+    with ShardWriter(folder) as writer:
+        for i, category in enumerate(["a", "b"]):
+            stream = io.BytesIO()
+            Image.new("RGB", (30, 20)).save(stream, "PNG")
+            region = Region(0, category, [2.0, 2.0, 9.0, 9.0])
+            sample = Sample(f"w{i}", "wrong", "test", f"g{i}", "CT", 40, 20, regions=[region])
+            writer.add(sample, stream.getvalue(), "png")
+        writer.finish()
+    task = task_on(folder, image=[])
+    with pytest.raises(
+        MedpclipError, match="test-000000.tar: w0: the image is 30x20, .* 40x20; run 'medpclip data check"
+    ):
+        run_task(model, task, read_corpus(task))
 
 
 def test_unit_box_falls_back_on_the_mask():

@@ -41,8 +41,11 @@ def run(tmp_path: Path) -> Path:
     config = ModelConfig(trunk=str(tmp_path / "tiny-export.json"), fusion=FusionConfig(prompt_dim=16))
     folder = tmp_path / "run" / CHECKPOINTS / "step-000001"
     folder.mkdir(parents=True)
-    save_file({key: value.contiguous() for key, value in build_model(config).state_dict().items()}, folder / WEIGHTS)
-    (folder / META).write_text(json.dumps({"config": {"model": to_mapping(config)}}))
+    model = build_model(config)
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / WEIGHTS)
+    preprocess = {"mean": model.preprocess.mean, "std": model.preprocess.std}
+    meta = {"config": {"model": to_mapping(config)}, "architecture": model.architecture, "preprocess": preprocess}
+    (folder / META).write_text(json.dumps(meta))
     return tmp_path / "run"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from medpclip.errors import MedpclipError
 from medpclip.export.folder import whole_folder
@@ -53,3 +54,39 @@ def test_what_is_no_export_is_kept(tmp_path: Path) -> None:
     with pytest.raises(MedpclipError, match="can't be written"), whole_folder(tmp_path / "f" / "c"):
         pass
     assert (tmp_path / "b" / "thesis.txt").exists() and (tmp_path / "f").is_file()
+
+
+def export_at(out: Path) -> Path:
+    out.mkdir()
+    (out / "export.json").write_text("earlier")
+    return out
+
+
+def test_a_replacement_that_fails_gives_the_earlier_export_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, rename = export_at(tmp_path / "b"), Path.rename
+
+    def fails_for_the_new(self: Path, target: Path) -> Path:
+        if self.name == ".b.part":
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails_for_the_new)
+    with pytest.raises(MedpclipError, match="can't be written .No space left"), whole_folder(out) as folder:
+        (folder / "export.json").write_text("new")
+    assert [p.name for p in tmp_path.iterdir()] == ["b"] and (out / "export.json").read_text() == "earlier"
+
+
+def test_a_replacement_that_was_cut_off_is_undone(tmp_path: Path) -> None:
+    export_at(tmp_path / ".b.old")
+    with pytest.raises(RuntimeError), whole_folder(tmp_path / "b"):
+        raise RuntimeError("stop")
+    assert [p.name for p in tmp_path.iterdir()] == ["b"] and (tmp_path / "b" / "export.json").exists()
+
+
+def test_safetensors_full_disk_is_one_line(tmp_path: Path) -> None:
+    out = export_at(tmp_path / "b")
+    with pytest.raises(MedpclipError, match=r"can't be written .*os error 28.*check the path"), whole_folder(out):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+    assert (out / "export.json").read_text() == "earlier"

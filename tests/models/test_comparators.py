@@ -4,7 +4,7 @@ import torch
 
 import medpclip.models
 from medpclip.data.geometry import Window
-from medpclip.models.comparators import EMBEDDERS, Crop, MaskPooling, Prompted, Unprompted, mask_extents
+from medpclip.models.comparators import EMBEDDERS, Crop, MaskPooling, Prompted, PromptedCrop, Unprompted, mask_extents
 from medpclip.models.load import load_model
 from medpclip.models.prompts import Prompts
 
@@ -86,6 +86,33 @@ def test_crop_of_a_mask_is_its_extent_and_batches_do_not_matter(model):
     assert torch.allclose(many, single, atol=1e-5)
     assert torch.allclose(exact[0, 2], one[0], atol=1e-5)
     assert not torch.allclose(exact[0, 2], exact[0, 1], atol=1e-3)
+
+
+def test_prompted_crop_is_the_same_cut_under_a_box_prompt_around_all_of_it(model):
+    images = [np.random.default_rng(0).integers(0, 255, (256, 256, 3), np.uint8)]
+    prompts = three_prompts(model)
+    window = Crop(model).windows(images, prompts)[0, 0][1]
+    assert PromptedCrop(model).windows(images, prompts)[0, 0][1] == window
+    whole = Prompts.empty(1, 1, 1, model.mask_grid)
+    whole.boxes[0, 0] = torch.tensor([0.0, 0.0, 1.0, 1.0])
+    whole.box_valid[0, 0] = True
+    before = [p.detach().clone() for p in model.fusion.parameters()]
+    try:
+        with torch.no_grad():
+            for p in model.fusion.parameters():  # at its start a prompt changes nothing
+                p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+            cut = Crop(model)._cut(images[0], window)
+            expected = model.encode_regions(model.preprocess.to_pixels(torch.from_numpy(cut[None].copy())), whole)[1][
+                0, 0
+            ]
+            found = PromptedCrop(model).embed(images, pixels_of(model, images), prompts)[0, 0]
+            plain = Crop(model).embed(images, pixels_of(model, images), prompts)[0, 0]
+    finally:
+        with torch.no_grad():
+            for p, old in zip(model.fusion.parameters(), before, strict=True):
+                p.copy_(old)
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert not torch.allclose(found, plain, atol=1e-3)
 
 
 def test_mask_extents():

@@ -24,7 +24,7 @@ UPSTREAM = {
 SERVES = {
     "point": ("point_position", "point_type", "log_sigma"),
     "box": ("corner_position", "corner_type"),
-    "mask": ("mask_position", "mask_type"),
+    "mask": ("mask_position", "mask_outline", "mask_type"),
 }
 
 

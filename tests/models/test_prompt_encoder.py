@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medpclip.models import Prompts
-from medpclip.models.prompt_encoder import CHANNELS, Coverage, PromptEncoder
+from medpclip.models.prompt_encoder import CHANNELS, Coverage, PromptEncoder, mask_outline
 
 GRID = 4
 
@@ -66,3 +66,18 @@ def test_padding_does_not_change_the_pooled_prompt() -> None:
     assert torch.allclose(encoder(short).pooled, encoder(long).pooled, atol=1e-6)
     long.point_labels[0, 0, 2] = 0
     assert not torch.allclose(encoder(short).pooled, encoder(long).pooled, atol=1e-3)
+
+
+def test_the_outline_forgets_place_and_size() -> None:
+    masks = torch.zeros(1, 3, 32, 32)
+    masks[0, 0, 4:12, 4:8] = 1.0  # an L in its box, three times
+    masks[0, 0, 8:12, 8:12] = 1.0
+    masks[0, 1, 8:24, 0:8] = 1.0
+    masks[0, 1, 16:24, 8:16] = 1.0
+    masks[0, 2, 31, 31] = 0.25
+    out = mask_outline(masks, 4)[0]
+    expected = torch.ones(4, 4)
+    expected[:2, 2:] = 0.0
+    assert torch.allclose(out[0].round(), expected) and torch.allclose(out[1].round(), expected)
+    assert (out[2] > 0).all()
+    assert torch.isfinite(mask_outline(torch.zeros(1, 1, 8, 8), 4)).all()

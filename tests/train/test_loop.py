@@ -110,7 +110,7 @@ def test_accumulation_is_the_mean_over_all_items(config: TrainConfig) -> None:
     model = build_model(config.model)
     data = RegionDataset(config.data, 64, 16, model.preprocess.fill, config.seed)
     loader = iter(make_loader(data, 4))
-    inputs = [prepare(next(loader), Lexicon.load(), config.data.texts, (config.seed, 0, i)) for i in range(2)]
+    inputs = [prepare(next(loader), Lexicon.load(), config.data.texts, (config.seed, 2, 0, i)) for i in range(2)]
     parts = [losses(model, i, config.loss, torch.device("cpu")) for i in inputs]
     expected = sum(p.region.item() for p in parts) / sum(i.counts[1] for i in inputs)
     assert row["loss_region"] == pytest.approx(expected, rel=1e-5)
@@ -124,7 +124,7 @@ def test_what_is_saved_is_what_is_loaded(config: TrainConfig) -> None:
     # The trunk's weights are a plain open_clip checkpoint's, and give its embedding to the bit.
     import open_clip
 
-    plain = open_clip.create_model("micro-16", nonscalar_logit_scale=True)
+    plain = open_clip.CLIP(**json.loads(Path(config.model.trunk).read_text()), nonscalar_logit_scale=True)
     plain.load_state_dict({n.removeprefix("clip."): t for n, t in weights(config.out).items() if n.startswith("clip.")})
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
@@ -171,17 +171,20 @@ def test_a_broken_checkpoint_says_so(config: TrainConfig) -> None:
 
 
 def test_sigterm_saves_and_ends(config: TrainConfig, tmp_path: Path) -> None:
-    config.steps, config.checkpoint.every_steps = 5000, 5000
+    config.steps, config.checkpoint.every_steps, config.data.workers = 5000, 5000, 1
     path = tmp_path / "config.yaml"
     path.write_text(dump_yaml(config))
     process = subprocess.Popen(
-        [sys.executable, "-m", "medpclip.cli", "train", str(path)], env=os.environ | {"OMP_NUM_THREADS": "1"}
+        # A group of its own: the signal goes to all of it, loader workers included, as schedulers send it.
+        [sys.executable, "-m", "medpclip.cli", "train", str(path)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,
     )
     log = config.out / "log.jsonl"
     while process.poll() is None and not (log.is_file() and log.read_text().count("\n") >= 2):
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(120) == 0
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(120) == 128 + signal.SIGTERM
     assert find_checkpoint(config.out).name == f"step-{lines(config.out)[-1]['step']:08d}"
 
 

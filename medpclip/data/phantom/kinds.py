@@ -45,7 +45,7 @@ _SHADOW = Kind("ring shadow", RADIOGRAPH, "lung", "ring", (0.80,))
 _CYST = Kind("near field cyst", ULTRASOUND, "near field", "blob", (0.06,))
 _NODULE = Kind("fine grained nodule", ULTRASOUND, "sector", "blob", (0.62,), "grain", "fine_period", 0.30)
 _GLAND = Kind("crescent gland", HISTOLOGY, "tissue", "crescent", (0.50, 0.30, 0.62))
-_POLYP = Kind("striped polyp", ENDOSCOPY, "mucosa", "blob", (0.88, 0.56, 0.50), "stripes", "pattern_period", 0.17)
+_POLYP = Kind("striped polyp", ENDOSCOPY, "mucosa", "blob", (0.64, 0.42, 0.38), "stripes", "pattern_period", 0.30)
 
 KINDS: tuple[Kind, ...] = (
     _KIDNEY,

@@ -53,11 +53,11 @@ TRAIN_RANGES = Ranges(
     blur=((0.20, 0.60),),
     gamma=((0.85, 1.15),),
     structure=((10.0, 16.0),),
-    size=((0.18, 0.27),),
+    size=((0.22, 0.32),),
     aspect=((0.80, 1.25),),
     fine_period=((4.2, 5.2),),
-    coarse_period=((10.0, 12.5),),
-    pattern_period=((5.0, 6.5),),
+    coarse_period=((11.0, 14.0),),
+    pattern_period=((7.0, 9.0),),
 )
 HELD_OUT_RANGES = Ranges(
     noise=((0.040, 0.050),),
@@ -65,11 +65,11 @@ HELD_OUT_RANGES = Ranges(
     blur=((0.60, 0.75),),
     gamma=((0.72, 0.85), (1.15, 1.35)),
     structure=((8.5, 10.0), (16.0, 19.0)),
-    size=((0.16, 0.18), (0.27, 0.30)),
+    size=((0.19, 0.22), (0.32, 0.36)),
     aspect=((0.70, 0.80), (1.25, 1.40)),
     fine_period=((3.8, 4.2), (5.2, 5.8)),
-    coarse_period=((12.5, 14.5),),
-    pattern_period=((4.5, 5.0), (6.5, 7.5)),
+    coarse_period=((14.0, 16.0),),
+    pattern_period=((6.2, 7.0), (9.0, 10.2)),
 )
 
 

@@ -71,7 +71,7 @@ def draw_sample(seed: int, split: str, index: int, group: int) -> tuple[Sample, 
         height=frame.height,
         anatomy=_ANATOMY[look],
         captions=captions(rng, look, categories, artefact),
-        labels={"look": look, "artefact": artefact},
+        labels={} if artefact == "none" else {"artefact": artefact},
         annotated_terms=[kind.category for kind in kinds_of(look)],
         regions=[_region(rng, i, c, mask) for i, (c, mask) in enumerate(zip(categories, masks, strict=True))],
     )

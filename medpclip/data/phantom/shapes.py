@@ -1,7 +1,8 @@
 """Outlines of regions, as polygons that fill their box exactly.
 
-A shape is drawn turned by any angle, then stretched to its box, so boxes are distributed alike whatever the shape. The shapes
-of a pair have one parameter more, which is solved for a wanted *fill* (area over box area): so areas are alike too.
+A shape is turned (any way; the shapes of a pair by up to `_LEAN`), then stretched to its box, so boxes are distributed alike
+whatever the shape. The shapes of a pair have one parameter more, which is solved for a wanted *fill* (area over box area):
+so areas are alike too.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFilter
 Array = np.ndarray
 _ANGLES = np.linspace(0.0, 2.0 * np.pi, 60, endpoint=False)
 _SUPERSAMPLING = 4
+_LEAN = 0.6  # radians
 
 
 def blob(rng: np.random.Generator) -> Array:
@@ -99,8 +101,9 @@ SOLVED_SHAPES: dict[str, tuple[Callable[[float], Array], tuple[float, float]]] =
 
 
 def outline(rng: np.random.Generator, shape: str) -> Array:
-    """A polygon (n, 2) of (x, y) in a box from -1 to 1, touching all four sides; at a random angle, but for upright shapes."""
-    rotation = _rotation(0.0 if shape in _UPRIGHT else rng.uniform(0.0, 2.0 * np.pi))
+    """A polygon (n, 2) of (x, y) in a box from -1 to 1, touching all four sides, at a random angle."""
+    most = 0.0 if shape in _UPRIGHT else np.pi if shape in FREE_SHAPES else _LEAN
+    rotation = _rotation(rng.uniform(-most, most))
     if shape in FREE_SHAPES:
         return _to_box(FREE_SHAPES[shape](rng) @ rotation)
     family, fills = SOLVED_SHAPES[shape]

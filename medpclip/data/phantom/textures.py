@@ -13,17 +13,18 @@ import numpy as np
 from medpclip.data.phantom.fields import smooth_noise
 
 Array = np.ndarray
+_TURN = 0.4  # radians that stripes and lattices lean either way
 
 
 def stripes(rng: np.random.Generator, height: int, width: int, period: float) -> Array:
-    """Parallel waves in any direction, slightly bent."""
+    """Parallel waves, nearly upright, slightly bent."""
     u, _ = _turned(rng, height, width)
     bend = 0.5 * smooth_noise(rng, height, width, 2.5 * period)
     return np.sin(2.0 * np.pi * u / period + bend)
 
 
 def dots(rng: np.random.Generator, height: int, width: int, period: float) -> Array:
-    """Spots on a square lattice turned any way, slightly bent."""
+    """Spots on a nearly upright square lattice, slightly bent."""
     u, v = _turned(rng, height, width)
     bend = 0.5 * smooth_noise(rng, height, width, 2.5 * period)
     return np.sin(2.0 * np.pi * u / period + bend) + np.sin(2.0 * np.pi * v / period + bend)
@@ -49,6 +50,6 @@ def equalise(values: Array, mask: Array) -> Array:
 
 
 def _turned(rng: np.random.Generator, height: int, width: int) -> tuple[Array, Array]:
-    turn, shift_x, shift_y = rng.uniform(0.0, 2.0 * np.pi), *rng.uniform(0.0, 100.0, 2)
+    turn, shift_x, shift_y = rng.uniform(-_TURN, _TURN), *rng.uniform(0.0, 100.0, 2)
     x, y = np.arange(width)[None, :] + shift_x, np.arange(height)[:, None] + shift_y
     return x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)

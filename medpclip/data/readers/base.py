@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+from medpclip.data.remedies import REMEDIES
+
 Options = TypeVar("Options")
 
 
@@ -22,7 +24,8 @@ class Fault:
     Attributes:
         file: the file at fault, relative to the source, with forward slashes.
         key: where in the file, as "object[3]"; empty for the whole file.
-        reason: the kind of problem in fixed words. Shareable files count it: it must quote nothing of the source.
+        reason: the kind of problem in fixed words, a key of `REMEDIES`. Shareable files count it: it must quote nothing
+            of the source.
         detail: what exactly was found. Private.
         images: how many images are lost by it.
         regions: how many regions are lost by it.
@@ -34,6 +37,14 @@ class Fault:
     detail: str = ""
     images: int = 0
     regions: int = 0
+
+    def __post_init__(self) -> None:
+        assert self.reason in REMEDIES, f"no remedy for {self.reason!r}"
+
+    @property
+    def remedy(self) -> str:
+        """What to do about it."""
+        return REMEDIES[self.reason]
 
 
 class UnusableError(Exception):

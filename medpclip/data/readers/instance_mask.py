@@ -96,7 +96,9 @@ class InstanceMaskReader(Reader[InstanceMaskOptions]):
     def _folder(self, image: Path) -> Path:
         folder = Path(os.path.normpath(image.parent / self.options.masks.replace("{stem}", image.stem)))
         if not folder.is_relative_to(self.source):
-            raise MedpclipError(f"key 'options.masks' is '{self.options.masks}', which leads out of the source")
+            raise MedpclipError(
+                f"key 'options.masks' is '{self.options.masks}', which leads out of the source; give a folder inside"
+            )
         return folder
 
     def _orphans(self, owned: set[Path]) -> list[Fault]:

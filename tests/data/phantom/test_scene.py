@@ -28,7 +28,7 @@ def test_samples_are_valid_and_match_their_image(drawn: list[tuple[Sample, bytes
         with Image.open(io.BytesIO(data)) as picture:
             assert picture.size == (sample.width, sample.height) and not picture.getexif()
         assert min(sample.width, sample.height) >= 128 and max(sample.width, sample.height) <= 224
-        assert sample.modality in LOOKS and sample.labels["artefact"] in ARTEFACTS
+        assert sample.modality in LOOKS and sample.labels.get("artefact", "none") in ARTEFACTS
         assert sample.annotated_terms == [kind.category for kind in kinds_of(sample.modality)]
         assert Sample.from_json(sample.to_json(), sample.key, "here") == sample
 
@@ -46,15 +46,15 @@ def test_regions_are_tight_apart_and_few_of_a_kind(drawn: list[tuple[Sample, byt
             assert inside[0].any() and inside[-1].any() and inside[:, 0].any() and inside[:, -1].any()
             ((px, py),) = region.points
             assert mask[int(py), int(px)]
-            assert 0.08 < max(w, h) / max(sample.width, sample.height) < 0.33
+            assert 0.08 < max(w, h) / max(sample.width, sample.height) < 0.38
             total += mask
         assert (total > 1).sum() <= 0.01 * total.astype(bool).sum()
 
 
 def test_all_categories_artefacts_and_sizes_occur(drawn: list[tuple[Sample, bytes]]) -> None:
     assert {r.category for s, _ in drawn for r in s.regions} == set(CATEGORIES)
-    assert {s.labels["artefact"] for s, _ in drawn} == set(ARTEFACTS)
-    assert {s.labels["look"] for s, _ in drawn} == set(LOOKS)
+    assert {s.labels.get("artefact", "none") for s, _ in drawn} == set(ARTEFACTS)
+    assert {s.modality for s, _ in drawn} == set(LOOKS)
     assert len({len(s.regions) for s, _ in drawn}) >= 5
 
 

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from medpclip.data.readers import Entry, Fault
 from medpclip.data.readers.instance_mask import InstanceMaskOptions, InstanceMaskReader
-from medpclip.data.schema import Region
+from medpclip.data.schema import rle_bytes
 from medpclip.errors import MedpclipError
 
 MASK = np.zeros((20, 30), np.uint8)
@@ -37,7 +38,7 @@ def test_one_region_per_file(tmp_path: Path) -> None:
     sample = reader(tmp_path).read(entry)
     assert [r.file for r in sample.regions] == [f"x/masks/{i}.png" for i in range(3)]
     for region, mask in zip(sample.regions, masks, strict=True):
-        assert np.array_equal(Region(1, "a", segmentation=region.rle).mask(), mask > 0)
+        assert np.array_equal(coco_mask.decode(rle_bytes(region.rle)), mask > 0)
 
 
 def test_threshold(tmp_path: Path) -> None:
@@ -46,7 +47,7 @@ def test_threshold(tmp_path: Path) -> None:
     (entry,) = reader(tmp_path).scan()
     for threshold, area in ((85, 24), (86, 0)):
         (region,) = reader(tmp_path, threshold=threshold).read(entry).regions
-        assert Region(1, "a", segmentation=region.rle).mask().sum() == area
+        assert coco_mask.decode(rle_bytes(region.rle)).sum() == area
 
 
 def test_folder_named_after_the_image_and_labels_from_names(tmp_path: Path) -> None:
