@@ -61,7 +61,7 @@ def load_model(path_or_name: str | Path) -> RegionCLIP:
         raise MedpclipError(
             f"{folder / META}: key 'preprocess' is missing or broken; take another checkpoint"
         ) from None
-    model = _build(config, meta.get("architecture"), weights, f"{folder / META}: key 'architecture'")
+    model = _build(config, meta.get("architecture", {}), weights, f"{folder / META}: key 'architecture'")
     load_weights(model, folder)
     return model.eval()
 

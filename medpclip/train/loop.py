@@ -98,7 +98,7 @@ def _run(
             if step % config.tracking.every_steps == 0 or step == config.steps:
                 values = interval.summary() | {"lr": rate}
                 tracker.log(step, "train", values)
-                bar.set_postfix(loss=f"{values['loss']:.3f}", hits=f"{values['region_hit_rate']:.0%}")
+                bar.set_postfix(loss=f"{values['loss']:.3f}", hits=f"{values['region_hit_rate']:.0%}", refresh=False)
                 interval = Interval()
             minutes = (time.monotonic() - saved_at) / 60
             due = step % config.checkpoint.every_steps == 0 or minutes >= (config.checkpoint.every_minutes or math.inf)
