@@ -81,7 +81,7 @@ $(REAL)/export/export.json: $(REAL)/eval/table.txt
 	$(BIN)/medpclip export clip-vision $(REAL)/train --out $(REAL)/export
 
 test: $(INSTALLED) ## the tests; those on real images need MEDPCLIP_DATA=DIR
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q --durations=10
+	HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q --durations=10
 
 .venv-transformers-4/installed: setup.cfg constraints.txt
 	@echo "installing into .venv-transformers-4"
