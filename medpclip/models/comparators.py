@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medpclip.data.geometry import Window
-from medpclip.models.prompt_encoder import CHANNELS, Coverage
+from medpclip.models.prompt_encoder import CHANNELS, Coverage, covered_span
 from medpclip.models.prompts import POSITIVE, Prompts
 from medpclip.models.region_clip import RegionCLIP
 
@@ -179,14 +179,6 @@ EMBEDDERS: Mapping[str, type[Prompted] | type[Unprompted] | type[Crop] | type[Ma
 def mask_extents(masks: Tensor) -> Tensor:
     """Masks (B, R, h, w) -> (B, R, 4): x1 y1 x2 y2 of the cells that are covered at all; zeros for an empty mask."""
     height, width = masks.shape[-2:]
-    x1, x2 = _span((masks > 0).any(-2))
-    y1, y2 = _span((masks > 0).any(-1))
+    x1, x2 = covered_span((masks > 0).any(-2))
+    y1, y2 = covered_span((masks > 0).any(-1))
     return torch.stack([x1 / width, y1 / height, x2 / width, y2 / height], dim=-1)
-
-
-def _span(covered: Tensor) -> tuple[Tensor, Tensor]:
-    """(..., n) bool -> the first covered cell and one past the last, float; 0, 0 where none is."""
-    first = covered.int().argmax(-1)
-    last = covered.shape[-1] - covered.flip(-1).int().argmax(-1)
-    some = covered.any(-1)
-    return (first * some).float(), (last * some).float()

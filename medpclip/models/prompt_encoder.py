@@ -146,8 +146,8 @@ class Coverage(nn.Module):
 def mask_outline(masks: Tensor, size: int) -> Tensor:
     """What shape masks have, whatever their place and size: (B, R, h, w) -> (B, R, size, size), their own box resampled."""
     height, width = masks.shape[-2:]
-    top, bottom = _extent(masks.amax(-1))
-    left, right = _extent(masks.amax(-2))
+    top, bottom = covered_span((masks > 0).any(-1))
+    left, right = covered_span((masks > 0).any(-2))
     steps = (torch.arange(size, device=masks.device, dtype=masks.dtype) + 0.5) / size
     y = (top[..., None] + (bottom - top)[..., None] * steps) * 2 / height - 1
     x = (left[..., None] + (right - left)[..., None] * steps) * 2 / width - 1
@@ -156,12 +156,12 @@ def mask_outline(masks: Tensor, size: int) -> Tensor:
     return sampled.squeeze(1).unflatten(0, masks.shape[:2])
 
 
-def _extent(profile: Tensor) -> tuple[Tensor, Tensor]:
-    """First and last + 1 position where a profile (..., n) is not zero; 0 and n where it is nowhere."""
-    length = profile.shape[-1]
-    there = profile > 0
-    first, last = there.int().argmax(-1), length - there.flip(-1).int().argmax(-1)
-    return first.to(profile.dtype), last.to(profile.dtype)
+def covered_span(covered: Tensor) -> tuple[Tensor, Tensor]:
+    """Bool (..., n) -> the first covered cell and one past the last, float (...); 0 and 0 where none is."""
+    first = covered.int().argmax(-1)
+    last = covered.shape[-1] - covered.flip(-1).int().argmax(-1)
+    some = covered.any(-1)
+    return (first * some).float(), (last * some).float()
 
 
 def _overlap(low: Tensor, high: Tensor, cells: int) -> Tensor:
