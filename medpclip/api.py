@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from medpclip.data.prompting import stack
+from medpclip.data.loading.prompting import stack
 from medpclip.errors import MedpclipError
 from medpclip.inputs import Picture, read_labels, read_picture, read_regions, read_templates
 from medpclip.models import Prompts, RegionCLIP

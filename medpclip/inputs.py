@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from medpclip.data import pictures
-from medpclip.data.geometry import Window
-from medpclip.data.prompting import RegionPrompt
+from medpclip.data.loading.geometry import Window
+from medpclip.data.loading.prompting import RegionPrompt
 from medpclip.errors import MedpclipError
 from medpclip.evaluation.task import fill_ins
 

@@ -132,8 +132,8 @@ def test_config_reference_is_complete_and_has_nothing_else() -> None:
 
 
 def test_schema_recipe_and_task_references_are_complete() -> None:
+    from medpclip.data.building.recipe import GroupRule, LabelRule, Recipe, SplitRule, TableRule
     from medpclip.data.readers import READERS
-    from medpclip.data.recipe import GroupRule, LabelRule, Recipe, SplitRule, TableRule
     from medpclip.data.schema import Region, Sample
     from medpclip.evaluation.task import COMPARATORS, Bootstrap, ImageTask, RegionTask, Task
 

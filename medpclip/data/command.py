@@ -116,10 +116,10 @@ def _recipe_folders(args: argparse.Namespace) -> list[Path]:
 
 
 def _build(args: argparse.Namespace) -> None:
-    from medpclip.data.build import build
-    from medpclip.data.privacy import Salt
-    from medpclip.data.quarantine import private_folder
-    from medpclip.data.recipe import Recipe, find_recipe
+    from medpclip.data.building.build import build
+    from medpclip.data.building.privacy import Salt
+    from medpclip.data.building.quarantine import private_folder
+    from medpclip.data.building.recipe import Recipe, find_recipe
 
     folders = _recipe_folders(args)
     recipes = [Recipe.load(find_recipe(name, folders)) for name in args.recipe]
@@ -144,7 +144,7 @@ def _build(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from medpclip.data.check import check_folder
+    from medpclip.data.inspection.check import check_folder
     from medpclip.data.shards import shard_folders
 
     total = 0
@@ -164,15 +164,15 @@ def _check(args: argparse.Namespace) -> int:
 def _stats(args: argparse.Namespace) -> None:
     import json
 
+    from medpclip.data.inspection.stats import folder_stats, format_stats
     from medpclip.data.shards import shard_folders
-    from medpclip.data.stats import folder_stats, format_stats
 
     stats = {folder.name: folder_stats(folder) for folder in shard_folders(args.folder)}
     print(json.dumps(stats, indent=1) if args.json else "\n\n\n".join(map(format_stats, stats.values())))
 
 
 def _show(args: argparse.Namespace) -> None:
-    from medpclip.data.sheet import write_sheet
+    from medpclip.data.inspection.sheet import write_sheet
 
     print(write_sheet(args.folder, args.out, args.split, args.count, args.seed))
 
@@ -186,8 +186,8 @@ def _phantom(args: argparse.Namespace) -> None:
 
 
 def _recipes(args: argparse.Namespace) -> None:
-    from medpclip.data.recipe import Recipe, list_recipes
-    from medpclip.data.stats import table
+    from medpclip.data.building.recipe import Recipe, list_recipes
+    from medpclip.data.inspection.stats import table
 
     folders = _recipe_folders(args)
     recipes = [Recipe.load(path) for path in list_recipes(folders).values()]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from medpclip.data.geometry import Window
+from medpclip.data.loading.geometry import Window
 from medpclip.data.schema import Region, Sample
 from medpclip.data.shards import MANIFEST, ShardFolder
 from medpclip.errors import MedpclipError

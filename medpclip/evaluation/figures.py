@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from medpclip.data.geometry import Window
-from medpclip.data.prompting import PromptKind
+from medpclip.data.loading.geometry import Window
+from medpclip.data.loading.prompting import PromptKind
 from medpclip.evaluation.zero_shot import Case, region_prompt
 
 _CURVES = {"loss": ("-", 2.0), "loss_image": ("--", 1.2), "loss_region": (":", 1.8)}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from medpclip.data.prompting import PromptKind
+from medpclip.data.loading.prompting import PromptKind
 from medpclip.evaluation.corpus import rng_for
 from medpclip.evaluation.figures import confusion_picture, data_uri, loss_curves, prompted_picture
 from medpclip.evaluation.predictions import top_answers

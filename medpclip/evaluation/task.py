@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from medpclip.config import load
-from medpclip.data.prompting import PromptKind
+from medpclip.data.loading.prompting import PromptKind
 
 ComparatorName = Literal["prompted", "unprompted", "crop", "prompted_crop", "mask_pooling", "box_geometry"]
 COMPARATORS: tuple[ComparatorName, ...] = (

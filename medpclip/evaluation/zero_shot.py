@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from medpclip.data.geometry import Window
-from medpclip.data.prompting import PromptKind, RegionPrompt, available_kinds, exact_prompt, stack
+from medpclip.data.loading.geometry import Window
+from medpclip.data.loading.prompting import PromptKind, RegionPrompt, available_kinds, exact_prompt, stack
 from medpclip.data.schema import Region
 from medpclip.errors import MedpclipError
 from medpclip.evaluation import box_geometry

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medpclip.data.geometry import Window
+from medpclip.data.loading.geometry import Window
 from medpclip.models.prompt_encoder import CHANNELS, Coverage, covered_span
 from medpclip.models.prompts import POSITIVE, Prompts
 from medpclip.models.region_clip import RegionCLIP

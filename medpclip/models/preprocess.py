@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from medpclip.data.geometry import Window, fill_colour
+from medpclip.data.loading.geometry import Window, fill_colour
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class Prompts:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Prompts:
-        """What `medpclip.data.prompting.stack` returns, as tensors."""
+        """What `medpclip.data.loading.prompting.stack` returns, as tensors."""
         return cls(**{name: torch.from_numpy(array) for name, array in arrays.items()})
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Prompts:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from medpclip.data.loader import DataConfig
+from medpclip.data.loading.loader import DataConfig
 from medpclip.models.region_clip import ModelConfig
 
 

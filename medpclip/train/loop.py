@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from medpclip.config import dump_yaml, to_mapping
 from medpclip.data.lexicon import Lexicon
-from medpclip.data.loader import Batch, RegionDataset, make_loader
+from medpclip.data.loading.loader import Batch, RegionDataset, make_loader
 from medpclip.errors import MedpclipError
 from medpclip.files import write_atomically
 from medpclip.models.load import CHECKPOINTS, META, build_model, find_checkpoint

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from medpclip.data.lexicon import Lexicon
-from medpclip.data.loader import Batch
-from medpclip.data.texts import Text, TextSampling, draw_image_texts, draw_region_texts, targets
+from medpclip.data.loading.loader import Batch
+from medpclip.data.loading.texts import Text, TextSampling, draw_image_texts, draw_region_texts, targets
 from medpclip.losses import info_nce, sigmoid
 from medpclip.models import Embeddings, Prompts, RegionCLIP
 from medpclip.train.config import LossConfig

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from medpclip.config import from_mapping
-from medpclip.data.build import build
-from medpclip.data.check import check_folder
-from medpclip.data.privacy import Salt
+from medpclip.data.building.build import build
+from medpclip.data.building.privacy import Salt
+from medpclip.data.building.recipe import Recipe
+from medpclip.data.building.regions import make_region
+from medpclip.data.inspection.check import check_folder
 from medpclip.data.readers import READERS, Entry
-from medpclip.data.recipe import Recipe
-from medpclip.data.regions import make_region
 from medpclip.data.schema import Region
 from medpclip.data.shards import ShardFolder
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import medpclip.models
-from medpclip.data.geometry import Window
+from medpclip.data.loading.geometry import Window
 from medpclip.models.comparators import EMBEDDERS, Crop, MaskPooling, Prompted, PromptedCrop, Unprompted, mask_extents
 from medpclip.models.load import load_model
 from medpclip.models.prompts import Prompts

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from medpclip.data.loader import DataConfig
+from medpclip.data.loading.loader import DataConfig
 from medpclip.data.phantom import write_phantoms
 from medpclip.errors import MedpclipError
 from medpclip.models import FusionConfig, ModelConfig

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from medpclip.config import dump_yaml
-from medpclip.data.loader import DataConfig
+from medpclip.data.loading.loader import DataConfig
 from medpclip.data.phantom import write_phantoms
 from medpclip.errors import MedpclipError
 from medpclip.models import FusionConfig, ModelConfig
@@ -102,7 +102,7 @@ def test_accumulation_is_the_mean_over_all_items(config: TrainConfig) -> None:
     loop.train(config)
     row = lines(config.out)[0]
     from medpclip.data.lexicon import Lexicon
-    from medpclip.data.loader import RegionDataset, make_loader
+    from medpclip.data.loading.loader import RegionDataset, make_loader
     from medpclip.models.load import build_model
     from medpclip.train.step import losses, prepare
 

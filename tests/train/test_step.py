@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from medpclip.data.lexicon import Lexicon
-from medpclip.data.loader import DataConfig, RegionDataset, make_loader
+from medpclip.data.loading.loader import DataConfig, RegionDataset, make_loader
 from medpclip.data.phantom import write_phantoms
 from medpclip.models import FusionConfig, ModelConfig
 from medpclip.models.load import build_model

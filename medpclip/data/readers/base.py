@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from medpclip.data.remedies import REMEDIES
+from medpclip.data.readers.remedies import REMEDIES
 
 Options = TypeVar("Options")
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from medpclip.data.recipe import SplitRule
+from medpclip.data.building.recipe import SplitRule
 from medpclip.errors import MedpclipError
 
 

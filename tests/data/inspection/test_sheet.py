@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medpclip.data import sheet
+from medpclip.data.inspection import sheet
+from medpclip.data.inspection.sheet import PALETTE, category_colours, draw_regions, write_sheet
 from medpclip.data.schema import Region, Sample, encode_mask
 from medpclip.data.shards import ShardWriter
-from medpclip.data.sheet import PALETTE, category_colours, draw_regions, write_sheet
 from medpclip.errors import MedpclipError
 
 

@@ -14,8 +14,8 @@ from string import Formatter
 
 import numpy as np
 
-from medpclip.data.geometry import Window
 from medpclip.data.lexicon import Lexicon
+from medpclip.data.loading.geometry import Window
 from medpclip.data.schema import Region, Sample
 
 POSITIVE, NEGATIVE, IGNORED = 1, -1, 0

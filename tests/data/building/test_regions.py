@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
+from medpclip.data.building.regions import make_region
 from medpclip.data.readers import Fault, RawRegion
-from medpclip.data.regions import make_region
 from medpclip.data.schema import Region, encode_mask, run_lengths
 
 WIDTH, HEIGHT = 20, 10

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from medpclip.data.building.recipe import Recipe, find_recipe, list_recipes, lookup
 from medpclip.data.lexicon.lexicon import Lexicon
-from medpclip.data.recipe import Recipe, find_recipe, list_recipes, lookup
 from medpclip.errors import MedpclipError
 
-SHIPPED = Path(__file__).parents[2] / "data_recipes"
+SHIPPED = Path(__file__).parents[3] / "data_recipes"
 TEXT = """
 name: cells
 title: Cells

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from medpclip.data.inspection.stats import folder_stats, format_stats, table
 from medpclip.data.schema import Region, Sample, encode_mask
 from medpclip.data.shards import ShardWriter
-from medpclip.data.stats import folder_stats, format_stats, table
 
 
 def test_numbers_and_tables(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from medpclip.data.geometry import Window
+from medpclip.data.loading.geometry import Window
 from medpclip.data.schema import Region
 
 PromptKind = Literal["point", "box", "mask"]

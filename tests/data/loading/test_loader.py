@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from medpclip.data.loader import Augmentation, Batch, BatchOrder, DataConfig, RegionDataset, make_loader
+from medpclip.data.loading.loader import Augmentation, Batch, BatchOrder, DataConfig, RegionDataset, make_loader
 from medpclip.data.phantom import write_phantoms
 from medpclip.errors import MedpclipError
 
@@ -78,7 +78,7 @@ def test_balanced_draws_take_each_category_before_any_twice(shards: Path) -> Non
 def test_without_augmentation_the_image_is_the_padded_original(shards: Path) -> None:
     still = Augmentation(zoom=(1.0, 1.0), shift=0.0, brightness=0.0, contrast=0.0)
     data = dataset(shards, augmentation=still)
-    from medpclip.data.geometry import Window
+    from medpclip.data.loading.geometry import Window
 
     image = data.folders[0].image(0)
     expected = Window.whole(image.shape[1], image.shape[0]).image(image, 64, (1, 2, 3))
@@ -94,7 +94,7 @@ def test_a_bug_in_the_main_process_leaves_no_worker_waiting(shards: Path) -> Non
     """Workers take no notice of signals meant for the whole job, but of the end of the main process."""
     program = f"""
 from pathlib import Path
-from medpclip.data.loader import DataConfig, RegionDataset, make_loader
+from medpclip.data.loading.loader import DataConfig, RegionDataset, make_loader
 data = RegionDataset(DataConfig([Path({str(shards)!r})], workers=2), 64, 16, (1, 2, 3), seed=7)
 batches = make_loader(data, 4)
 next(batches)

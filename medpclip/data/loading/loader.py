@@ -25,11 +25,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from medpclip.data.geometry import Window
-from medpclip.data.prompting import PromptSampling, RegionPrompt, sample_prompt, stack, visible
+from medpclip.data.loading.geometry import Window
+from medpclip.data.loading.prompting import PromptSampling, RegionPrompt, sample_prompt, stack, visible
+from medpclip.data.loading.texts import Facts, TextSampling, image_facts, region_facts
 from medpclip.data.schema import Region, Sample
 from medpclip.data.shards import ShardFolder
-from medpclip.data.texts import Facts, TextSampling, image_facts, region_facts
 from medpclip.errors import MedpclipError
 
 _ORDER, _SAMPLES = 0, 1  # what a random stream is for: a part of its seed, so that no two are alike

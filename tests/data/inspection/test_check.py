@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medpclip.data.check import check_folder
+from medpclip.data.inspection.check import check_folder
 from medpclip.data.schema import Region, Sample, encode_mask
 from medpclip.data.shards import MANIFEST, ShardWriter, index_path
 from medpclip.files import file_sha256

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from medpclip.data.privacy import ENVIRONMENT, Salt
+from medpclip.data.building.privacy import ENVIRONMENT, Salt
 from medpclip.errors import MedpclipError
 
 HEX = "00112233445566778899aabbccddeeff"

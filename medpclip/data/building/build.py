@@ -20,15 +20,15 @@ from typing import Any
 from tqdm import tqdm
 
 from medpclip import __version__
+from medpclip.data.building.privacy import Salt
+from medpclip.data.building.quarantine import Quarantine
+from medpclip.data.building.recipe import Recipe, TableRule, lookup
+from medpclip.data.building.regions import make_region
+from medpclip.data.building.splits import Splitter
 from medpclip.data.pictures import Picture, PictureError, read_picture
-from medpclip.data.privacy import Salt
-from medpclip.data.quarantine import Quarantine
 from medpclip.data.readers import Entry, Fault, RawSample, UnusableError
-from medpclip.data.recipe import Recipe, TableRule, lookup
-from medpclip.data.regions import make_region
 from medpclip.data.schema import Region, Sample
 from medpclip.data.shards import ShardWriter
-from medpclip.data.splits import Splitter
 from medpclip.errors import MedpclipError
 from medpclip.files import file_sha256
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import medpclip.data as package
-from medpclip.data.quarantine import Quarantine
+from medpclip.data.building.quarantine import Quarantine
 from medpclip.data.readers import Fault
-from medpclip.data.remedies import REMEDIES
+from medpclip.data.readers.remedies import REMEDIES
 
 FOLDER = Path(package.__path__[0])
 # Calls that state a reason, and which argument it is.

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from medpclip.config import from_mapping
-from medpclip.data import build as build_module
-from medpclip.data.build import build
-from medpclip.data.check import check_folder
-from medpclip.data.privacy import Salt
-from medpclip.data.recipe import Recipe
+from medpclip.data.building import build as build_module
+from medpclip.data.building.build import build
+from medpclip.data.building.privacy import Salt
+from medpclip.data.building.recipe import Recipe
+from medpclip.data.inspection.check import check_folder
 from medpclip.data.schema import Sample, encode_mask
 from medpclip.data.shards import ShardFolder
 from medpclip.errors import MedpclipError

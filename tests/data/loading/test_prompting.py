@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medpclip.data.geometry import Window
-from medpclip.data.prompting import (
+from medpclip.data.loading.geometry import Window
+from medpclip.data.loading.prompting import (
     PromptSampling,
     RegionPrompt,
     available_kinds,

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from medpclip.data.geometry import Window
 from medpclip.data.lexicon import Lexicon, Term
-from medpclip.data.schema import Region, Sample
-from medpclip.data.texts import (
+from medpclip.data.loading.geometry import Window
+from medpclip.data.loading.texts import (
     IGNORED,
     NEGATIVE,
     POSITIVE,
@@ -17,6 +16,7 @@ from medpclip.data.texts import (
     region_facts,
     targets,
 )
+from medpclip.data.schema import Region, Sample
 from medpclip.errors import MedpclipError
 
 LEXICON = Lexicon(

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medpclip.data.recipe import SplitRule
-from medpclip.data.splits import Splitter, draw_split
+from medpclip.data.building.recipe import SplitRule
+from medpclip.data.building.splits import Splitter, draw_split
 from medpclip.errors import MedpclipError
 
 GOLDEN = ["train", "test", "train", "test", "train", "train", "test", "train", "train", "train"]

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from medpclip.data.geometry import Window, fill_colour
+from medpclip.data.loading.geometry import Window, fill_colour
 
 windows = st.builds(Window, st.integers(-30, 30), st.integers(-30, 30), st.integers(8, 90))
 

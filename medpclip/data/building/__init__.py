@@ -1,0 +1,1 @@
+"""From a source and its recipe to checked shards, with nothing dropped silently and nobody identified."""
