@@ -132,7 +132,8 @@ def test_config_reference_is_complete_and_has_nothing_else() -> None:
 
 
 def test_schema_recipe_and_task_references_are_complete() -> None:
-    from medpclip.data.building.recipe import GroupRule, LabelRule, Recipe, SplitRule, TableRule
+    from medpclip.data.building.recipe import Recipe
+    from medpclip.data.building.rules import GroupRule, SplitRule, TableRule, ValueRule
     from medpclip.data.readers import READERS
     from medpclip.data.schema import Region, Sample
     from medpclip.evaluation.task import COMPARATORS, Bootstrap, ImageTask, RegionTask, Task
@@ -141,8 +142,7 @@ def test_schema_recipe_and_task_references_are_complete() -> None:
         return {field.name for cls in classes for field in dataclasses.fields(cls)}
 
     assert keys(Sample, Region) - {"key", "extra"} <= in_backticks("sample-schema.md")
-    options = [option_class for _, option_class in READERS.values()]
-    assert keys(Recipe, GroupRule, SplitRule, TableRule, LabelRule, *options) | {*READERS} <= in_backticks("recipes.md")
+    assert keys(Recipe, GroupRule, SplitRule, TableRule, ValueRule) | {*READERS} <= in_backticks("recipes.md")
     assert keys(Task, ImageTask, RegionTask, Bootstrap) | {*COMPARATORS} <= in_backticks("task-files.md")
 
 

@@ -1,11 +1,13 @@
 """Image files of a source -> the bytes that go into a shard: 8-bit, upright, without metadata.
 
-A JPEG keeps its compressed data to the bit; everything else becomes PNG, grey or RGB. Whatever else the file carries
+A JPEG, and a PNG of 8-bit grey or RGB, keep their compressed data to the bit; everything else becomes PNG, grey or
+RGB. Whatever else the file carries
 (EXIF, comments, colour profiles, thumbnails, data behind the end) is left behind: that is where names and places hide.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import struct
 import zlib
@@ -14,7 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
+
+from medpclip.data.dicom_headers import DICOM_SUFFIXES, is_dicom
+from medpclip.data.stripping import PictureError, strip_jpeg, strip_png
 
 ORIENTATION_TAG = 274  # EXIF tag
 # What Pillow's decoders raise at damaged files.
@@ -34,15 +40,6 @@ _PERCENTILES = (0.5, 99.5)
 DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
 
-class PictureError(Exception):
-    """An image that can't be used. `reason` is fixed words that may be counted in public; `detail` is private."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.detail = detail
-
-
 @dataclass(frozen=True)
 class Picture:
     """An image as it goes into a shard.
@@ -51,13 +48,17 @@ class Picture:
         data: the encoded bytes.
         extension: "jpg" or "png".
         pixels: decoded, uint8 (height, width) or (height, width, 3).
+        digest: hexadecimal SHA-256 of the file it comes from (and its part of it): the same for byte-identical copies.
         intensity: how other than 8-bit values became 8 bits: {"window": [lo, hi], "percentiles": [...], "bits": n}.
+        burned_in: whether the file's own header says, or leaves open where it should say, that text is in the pixels.
     """
 
     data: bytes
     extension: str
     pixels: np.ndarray
+    digest: str
     intensity: dict[str, Any] | None = None
+    burned_in: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -66,38 +67,91 @@ class Picture:
 
 
 def read_picture(path: Path) -> Picture:
-    """Read, decode fully and clean an image file.
+    """Read, decode fully and clean an image file; DICOM is known by its mark, or by its name.
 
     Raises:
         PictureError: unreadable, truncated, several frames, or an EXIF orientation.
     """
+    if path.suffix.lower() in DICOM_SUFFIXES or is_dicom(path):
+        from medpclip.data.dicom_pictures import read_dicom_picture  # it imports this module
+
+        return read_dicom_picture(path)
     try:
         data = path.read_bytes()
+    except OSError as error:
+        raise PictureError("image can't be decoded", str(error)) from None
+    return read_picture_bytes(data)
+
+
+def read_picture_bytes(data: bytes) -> Picture:
+    """The same for the content of an image file."""
+    try:
+        digest = hashlib.sha256(data).hexdigest()
         with Image.open(io.BytesIO(data)) as image:
             # Most tools draw on the pixels as stored, some on the picture as shown: nobody knows which it was.
             orientation = image.getexif().get(ORIENTATION_TAG, 1)
             if orientation in range(2, 9):
                 raise PictureError("image is turned by its EXIF orientation", f"orientation {orientation}")
             if image.format in ("JPEG", "MPO"):
-                return _read_jpeg(data)
+                return _read_jpeg(data, digest)
             if getattr(image, "n_frames", 1) > 1:
                 raise PictureError("image file has several frames", f"{getattr(image, 'n_frames', 1)} frames")
             image.load()
-            return _encode(image)
+            clean = strip_png(data) if image.format == "PNG" and image.mode in ("L", "RGB") else None
+            if clean is not None:
+                return Picture(clean, "png", np.asarray(image), digest)
+            return _encode(image, digest)
+    except UnidentifiedImageError:  # its own message has the address of the bytes in memory
+        raise PictureError("image can't be decoded", "of no known format") from None
     except DECODING_ERRORS as error:
         raise PictureError("image can't be decoded", str(error)) from None
 
 
-def _read_jpeg(data: bytes) -> Picture:
+def read_size(path: Path) -> tuple[int, int]:
+    """(width, height) of an image file as its header states it; the pixels stay unread.
+
+    Raises:
+        PictureError: the header can't be read.
+    """
+    if path.suffix.lower() in DICOM_SUFFIXES or is_dicom(path):
+        from medpclip.data.dicom_pictures import read_dicom_size  # it imports this module
+
+        return read_dicom_size(path)
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except DECODING_ERRORS as error:
+        raise PictureError("image can't be decoded", str(error)) from None
+
+
+def encode_picture(
+    pixels: np.ndarray, digest: str, intensity: dict[str, Any] | None = None, burned_in: bool = False
+) -> Picture:
+    """Pixels that a reader made, uint8 (height, width) or (height, width, 3), as PNG."""
+    assert pixels.dtype == np.uint8, pixels.dtype
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return Picture(stream.getvalue(), "png", pixels, digest, intensity, burned_in)
+
+
+def _read_jpeg(data: bytes, digest: str) -> Picture:
     clean = strip_jpeg(data)
+    try:  # twice as fast as Pillow, and stricter
+        space = simplejpeg.decode_jpeg_header(clean)[2]
+        if space == "Gray":
+            return Picture(clean, "jpg", simplejpeg.decode_jpeg(clean, "GRAY")[:, :, 0], digest)
+        if space in ("YCbCr", "RGB"):
+            return Picture(clean, "jpg", simplejpeg.decode_jpeg(clean, "RGB"), digest)
+    except ValueError:
+        pass  # Pillow knows more kinds, or says what is wrong
     with Image.open(io.BytesIO(clean)) as image:
         image.load()
         if image.mode not in ("L", "RGB"):  # CMYK and its like
-            return _encode(image)
-        return Picture(clean, "jpg", np.asarray(image))
+            return _encode(image, digest)
+        return Picture(clean, "jpg", np.asarray(image), digest)
 
 
-def _encode(image: Image.Image) -> Picture:
+def _encode(image: Image.Image, digest: str) -> Picture:
     intensity = None
     if image.mode in DEEP_MODES:
         pixels, intensity = window_to_8_bits(np.asarray(image), 32 if image.mode in ("I", "F") else 16)
@@ -105,9 +159,7 @@ def _encode(image: Image.Image) -> Picture:
         pixels = np.asarray(image.convert("L"))
     else:
         pixels = np.asarray(image.convert("RGB"))
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG")
-    return Picture(stream.getvalue(), "png", pixels, intensity)
+    return encode_picture(pixels, digest, intensity)
 
 
 def window_to_8_bits(values: np.ndarray, bits: int) -> tuple[np.ndarray, dict[str, Any]]:
@@ -119,67 +171,3 @@ def window_to_8_bits(values: np.ndarray, bits: int) -> tuple[np.ndarray, dict[st
     scaled = (np.nan_to_num(values.astype(np.float64), nan=low) - low) / (max(high - low, 1e-12))
     pixels = np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8)
     return pixels, {"window": [low, high], "percentiles": list(_PERCENTILES), "bits": bits}
-
-
-_SOI, _EOI, _SOS, _COM = 0xD8, 0xD9, 0xDA, 0xFE
-_APP0, _APP14, _APP15 = 0xE0, 0xEE, 0xEF
-
-
-def strip_jpeg(data: bytes) -> bytes:
-    """A JPEG without metadata segments and without anything behind its end; the compressed data stay to the bit.
-
-    Only what decoding needs is kept of the APPn segments: JFIF (without its thumbnail) and Adobe (the colour
-    transform). Markers are those of ITU-T T.81, annex B.
-
-    Raises:
-        PictureError: the segments are broken, or the end is missing (a truncated file).
-    """
-    if data[:2] != b"\xff\xd8":
-        raise PictureError("image can't be decoded", "no JPEG start marker")
-    out = [data[:2]]
-    at = 2
-    while True:
-        start = at
-        if data[at : at + 1] != b"\xff":
-            raise PictureError("image can't be decoded", f"no JPEG marker at byte {at}")
-        while data[at : at + 1] == b"\xff":  # any number of fill bytes
-            at += 1
-        marker = data[at] if at < len(data) else -1
-        at += 1
-        if marker == _EOI:
-            out.append(b"\xff\xd9")
-            return b"".join(out)
-        length = int.from_bytes(data[at : at + 2], "big")
-        if marker < 0 or length < 2 or at + length > len(data):
-            raise PictureError("image is truncated", f"JPEG segment at byte {start} is cut off")
-        body = data[at + 2 : at + length]
-        at += length
-        if not (_APP0 <= marker <= _APP15 or marker == _COM):
-            out.append(b"\xff" + bytes([marker]) + data[at - length : at])
-        elif kept := _needed(marker, body):
-            out.append(b"\xff" + bytes([marker]) + (len(kept) + 2).to_bytes(2, "big") + kept)
-        if marker == _SOS:
-            end = _scan_end(data, at)
-            out.append(data[at:end])
-            at = end
-
-
-def _needed(marker: int, body: bytes) -> bytes:
-    if marker == _APP0 and body.startswith(b"JFIF\0") and len(body) >= 14:
-        return body[:12] + b"\0\0"  # width and height of the thumbnail: none
-    if marker == _APP14 and body.startswith(b"Adobe") and len(body) >= 12:
-        return body[:12]
-    return b""
-
-
-def _scan_end(data: bytes, at: int) -> int:
-    """Where the entropy-coded data that begin at `at` end: the first marker that is neither stuffing nor a restart."""
-    while (at := data.find(b"\xff", at)) >= 0 and at + 1 < len(data):
-        following = data[at + 1]
-        if following == 0xFF:  # a fill byte
-            at += 1
-        elif following == 0 or 0xD0 <= following <= 0xD7:
-            at += 2
-        else:
-            return at
-    raise PictureError("image is truncated", "the JPEG end marker is missing")

@@ -72,7 +72,8 @@ class Sample:
         spacing: [sy, sx] millimetres per pixel.
         volume: {"id", "index", "count", "axis"} for a slice of a volume.
         intensity: how the source's values became 8 bits, as {"window": [lo, hi], "bits": 12}.
-        labels: image-level facts, as {"finding": "pneumonia"}; values are strings or numbers.
+        labels: image-level facts, as {"finding": "pneumonia"}; values are strings, numbers, or lists of strings that
+            all hold, of which there may be none.
         annotated_terms: the terms that were annotated exhaustively in this image, so that absence means absence.
     """
 
@@ -149,14 +150,9 @@ class Sample:
             _expect(value is None or _is_object(value), where, name, value, "an object or null")
         for name in ("captions", "annotated_terms"):
             value = getattr(self, name)
-            _expect(
-                isinstance(value, list) and all(isinstance(v, str) for v in value),
-                where,
-                name,
-                value,
-                "a list of strings",
-            )
-        _expect(_facts(self.labels), where, "labels", self.labels, "an object of strings and numbers")
+            _expect(_strings(value), where, name, value, "a list of strings")
+        single = {k: v for k, v in self.labels.items() if not _strings(v)} if _is_object(self.labels) else None
+        _expect(_facts(single), where, "labels", self.labels, "an object of strings, numbers and lists of strings")
         _expect_no_shadow(self.extra, Sample, where, "extra")
         _expect(isinstance(self.regions, list), where, "regions", self.regions, "a list")
         seen: set[int] = set()
@@ -279,6 +275,10 @@ def _facts(value: Any) -> bool:
     return _is_object(value) and all(
         isinstance(v, str) or (isinstance(v, (int, float)) and math.isfinite(v)) for v in value.values()
     )
+
+
+def _strings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(v, str) for v in value)
 
 
 def _is_object(value: Any) -> bool:

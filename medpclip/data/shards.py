@@ -16,12 +16,13 @@ import json
 import os
 import re
 import tarfile
+from bisect import bisect_right
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -47,6 +48,43 @@ class ShardInfo:
     regions: int
     bytes: int
     sha256: str
+
+
+@dataclass
+class EncodedSample:
+    """A checked sample as the bytes that go into a shard, and what the manifest counts of it.
+
+    Attributes:
+        categories: term -> regions.
+        facts: the JSON.
+        image: the encoded image.
+    """
+
+    key: str
+    split: str
+    modality: str
+    categories: dict[str, int]
+    facts: bytes
+    image: bytes
+    extension: str
+
+
+def encode_sample(sample: Sample, image: bytes, extension: str) -> EncodedSample:
+    """Check a sample and encode its facts; `image` are the bytes of a `extension` file of the sample's size.
+
+    Raises:
+        MedpclipError: the sample breaks the schema, or is no JSON.
+    """
+    assert extension in IMAGE_EXTENSIONS, extension
+    if not _KEY.fullmatch(sample.key):
+        raise MedpclipError(f"sample {sample.key!r}: its key can't name a member; use 1 to 90 of A-Z a-z 0-9 _ -")
+    sample.validate(sample.key)
+    try:
+        facts = json.dumps(sample.to_json(), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except (TypeError, ValueError) as error:
+        raise MedpclipError(f"sample {sample.key}: no JSON ({error}); give plain data and finite numbers") from None
+    categories = dict(Counter(region.category for region in sample.regions))
+    return EncodedSample(sample.key, sample.split, sample.modality, categories, facts, image, extension)
 
 
 class ShardWriter:
@@ -75,25 +113,21 @@ class ShardWriter:
 
     def add(self, sample: Sample, image: bytes, extension: str) -> None:
         """Append one sample; `image` are the encoded bytes of a `extension` file of the sample's width and height."""
-        assert extension in IMAGE_EXTENSIONS, extension
-        if not _KEY.fullmatch(sample.key):
-            raise MedpclipError(f"sample {sample.key!r}: its key can't name a member; use 1 to 90 of A-Z a-z 0-9 _ -")
-        sample.validate(sample.key)
+        self.add_encoded(encode_sample(sample, image, extension))
+
+    def add_encoded(self, sample: EncodedSample) -> None:
+        """Append one sample that `encode_sample` made."""
         if sample.key in self._keys:
             raise MedpclipError(
                 f"sample {sample.key}: its key occurs twice; the recipe must give each image its own name"
             )
-        try:
-            facts = json.dumps(sample.to_json(), ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-        except (TypeError, ValueError) as error:
-            raise MedpclipError(f"sample {sample.key}: no JSON ({error}); give plain data and finite numbers") from None
         self._keys.add(sample.key)
         shard = self._open.get(sample.split)
         if shard is None:
             shard = _OpenShard(self.folder, sample.split, self._count[sample.split])
             self._open[sample.split] = shard
             self._count[sample.split] += 1
-        shard.add(sample, facts, image, extension)
+        shard.add(sample)
         self._splits.setdefault(sample.split, _Counts()).add(sample)
         if len(shard.keys) >= self.samples_per_shard:
             self._close(sample.split)
@@ -137,12 +171,12 @@ class _OpenShard:
         self.jsons: list[list[int]] = []
         self.regions = 0
 
-    def add(self, sample: Sample, facts: bytes, image: bytes, extension: str) -> None:
-        offset, size = self._member(f"{sample.key}.{extension}", image)
-        self.images.append([offset, size, extension])
-        self.jsons.append(list(self._member(f"{sample.key}.json", facts)))
+    def add(self, sample: EncodedSample) -> None:
+        offset, size = self._member(f"{sample.key}.{sample.extension}", sample.image)
+        self.images.append([offset, size, sample.extension])
+        self.jsons.append(list(self._member(f"{sample.key}.json", sample.facts)))
         self.keys.append(sample.key)
-        self.regions += len(sample.regions)
+        self.regions += sum(sample.categories.values())
 
     def _member(self, name: str, data: bytes) -> tuple[int, int]:
         info = tarfile.TarInfo(name)
@@ -189,10 +223,8 @@ class ShardFolder:
         if split is not None and split not in self.manifest["splits"]:
             has = ", ".join(self.manifest["splits"]) or "none"
             raise MedpclipError(f"{self.folder}/{MANIFEST}: no split {split!r} (it has: {has}); name one of those")
-        self.rows: list[_Row] = []
-        for shard in self.manifest["shards"]:
-            if split is None or shard["split"] == split:
-                self.rows += _read_index(self.folder, shard)
+        shards = [shard for shard in self.manifest["shards"] if split is None or shard["split"] == split]
+        self.rows = _Rows((shard["name"], _read_index(self.folder, shard)) for shard in shards)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -210,6 +242,12 @@ class ShardFolder:
         except ValueError as error:
             raise MedpclipError(f"{self.where(index)}: broken JSON ({error}); rebuild the shard") from None
         return Sample.from_json(parsed, row.key, self.where(index))
+
+    def read(self, index: int) -> tuple[_Row, bytes, bytes]:
+        """Where a sample lies, its encoded image and its JSON, unchecked."""
+        row = self.rows[index]
+        image = self._read(row.shard, row.image_offset, row.image_size)
+        return row, image, self._read(row.shard, row.json_offset, row.json_size)
 
     def image_bytes(self, index: int) -> bytes:
         row = self.rows[index]
@@ -261,6 +299,40 @@ class _Row:
     extension: str
     json_offset: int
     json_size: int
+
+
+class _Rows(Sequence[_Row]):
+    """The rows of all shards, in arrays: as objects, a million of them take half a gigabyte, in every loader process."""
+
+    def __init__(self, shards: Iterable[tuple[str, Iterable[_Row]]]) -> None:
+        self._shards: list[str] = []
+        keys: list[np.ndarray] = []
+        numbers: list[np.ndarray] = []
+        for name, given in shards:
+            rows = list(given)
+            self._shards.append(name)
+            keys.append(np.array([row.key.encode() for row in rows], np.bytes_))
+            numbers.append(np.array([(row.image_offset, row.image_size, row.json_offset, row.json_size,
+                                      IMAGE_EXTENSIONS.index(row.extension)) for row in rows], np.int64))  # fmt: skip
+        self._starts = np.cumsum([0, *map(len, keys)]).tolist()
+        self._keys = np.concatenate(keys) if keys else np.zeros(0, np.bytes_)
+        self._numbers = np.concatenate(numbers) if keys else np.zeros((0, 5), np.int64)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    @overload
+    def __getitem__(self, index: int) -> _Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[_Row]: ...
+    def __getitem__(self, index: int | slice) -> _Row | list[_Row]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        place = range(len(self))[index]  # IndexError where there is none
+        shard = self._shards[bisect_right(self._starts, place) - 1]
+        image, image_size, facts, facts_size, extension = self._numbers[place].tolist()
+        key = self._keys[place].decode()
+        return _Row(shard, key, image, image_size, IMAGE_EXTENSIONS[extension], facts, facts_size)
 
 
 def decode_image(data: bytes, where: str) -> np.ndarray:
@@ -346,6 +418,8 @@ def _read_index(folder: Path, shard: dict[str, Any]) -> Iterable[_Row]:
             raise ValueError(f"it names {len(rows)} samples, {MANIFEST} {shard['samples']}")
         if any(type(row.image_offset + row.image_size + row.json_offset + row.json_size) is not int for row in rows):
             raise ValueError("an offset is not a whole number")
+        if any(row.extension not in IMAGE_EXTENSIONS or not _KEY.fullmatch(row.key) for row in rows):
+            raise ValueError("a key or an extension is none")
         return rows
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MedpclipError(f"{index_path(path)}: unreadable index ({error}); build the shards again") from None
@@ -358,11 +432,11 @@ class _Counts:
         self.samples = self.regions = 0
         self.modality, self.category = Counter[str](), Counter[str]()
 
-    def add(self, sample: Sample) -> None:
+    def add(self, sample: EncodedSample) -> None:
         self.samples += 1
-        self.regions += len(sample.regions)
+        self.regions += sum(sample.categories.values())
         self.modality[sample.modality] += 1
-        self.category.update(region.category for region in sample.regions)
+        self.category.update(sample.categories)
 
     def to_json(self) -> dict[str, Any]:
         return {

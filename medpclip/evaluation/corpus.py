@@ -115,8 +115,10 @@ def read_corpus(task: Task) -> Corpus:
 
 
 def label_of(sample: Sample, label: str) -> str | None:
-    """What a sample says to an image-level label, as text; None where it is silent."""
+    """What a sample says to an image-level label, as text; None where it is silent or says several things."""
     value = sample.modality if label == "modality" else sample.labels.get(label.removeprefix("labels."))
+    if isinstance(value, list):
+        value = value[0] if len(value) == 1 else None
     return None if value is None else str(value)
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medpclip.data.lexicon.lexicon import Lexicon
+from medpclip.data.loading.texts import fill_template
 from medpclip.errors import MedpclipError
 from medpclip.evaluation.task import fill_ins
 from medpclip.models.region_clip import RegionCLIP
@@ -28,7 +29,7 @@ def class_texts(term: str, templates: Sequence[str], modality: str, lexicon: Lex
         raise MedpclipError(
             f"class {term!r}: the lexicon doesn't describe it, as every template needs; add the template '{{name}}'"
         )
-    return [t.format(name=term, description=description, modality=modality) for t in fitting]
+    return [fill_template(t, term, description=description, modality=modality) for t in fitting]
 
 
 def templates_sha256(templates: Sequence[str]) -> str:

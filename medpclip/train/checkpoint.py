@@ -27,6 +27,8 @@ from safetensors.torch import save_file
 
 import medpclip
 from medpclip.config import to_mapping
+from medpclip.data.loading.dataset import data_sources
+from medpclip.data.loading.loader import check_state, loader_state
 from medpclip.data.shards import MANIFEST, ShardFolder, read_manifest
 from medpclip.errors import MedpclipError
 from medpclip.files import dump_json, file_sha256, flush_to_disk, write_atomically
@@ -36,6 +38,8 @@ from medpclip.train.engine import Engine
 
 # What may differ between a run and its continuation: none of it changes the course.
 _FREE = ("out", "device", "checkpoint", "tracking")
+# The same within `data`; the loader's own state says whether the number of workers matters.
+_FREE_DATA = ("workers", "max_unreadable", "urls")
 
 
 def save_checkpoint(engine: Engine, config: TrainConfig, step: int) -> Path:
@@ -86,7 +90,9 @@ def resume(engine: Engine, config: TrainConfig, folder: Path, allow_other_enviro
     meta = read_meta(folder)
     then, now = _flat(meta["config"]), _flat(to_mapping(config))
     for key in sorted(then.keys() | now.keys()):
-        if key.split(".")[0] not in _FREE and key != "data.workers" and then.get(key) != now.get(key):
+        names = key.split(".")
+        free = names[0] in _FREE or (names[0] == "data" and names[1] in _FREE_DATA)
+        if not free and then.get(key) != now.get(key):
             raise MedpclipError(
                 f"{folder / META}: key '{key}' was {then.get(key)!r}, is now {now.get(key)!r}; "
                 "resume with the run's own config.yaml, or choose another 'out'"
@@ -94,6 +100,7 @@ def resume(engine: Engine, config: TrainConfig, folder: Path, allow_other_enviro
     if meta.get("data") != data_hashes(config):
         raise MedpclipError(f"{folder / META}: key 'data': the shards are not those the run began with; restore them")
     if not allow_other_environment:
+        check_state(meta["loader"], config.data)
         _check_environment(meta, engine, folder)
     load_weights(engine.model, folder)
     engine.load(folder / "engine")
@@ -101,8 +108,10 @@ def resume(engine: Engine, config: TrainConfig, folder: Path, allow_other_enviro
 
 
 def data_hashes(config: TrainConfig) -> dict[str, str]:
-    """SHA-256 of each folder's manifest, which holds its shards' hashes."""
-    return {str(i): file_sha256(Path(folder) / MANIFEST) for i, folder in enumerate(config.data.shards)}
+    """SHA-256 of each folder's manifest, which holds its shards' hashes; a weight beside it, where it isn't 1."""
+    sources = data_sources(config.data)
+    hashes = {str(i): file_sha256(source.folder / MANIFEST) for i, source in enumerate(sources)}
+    return hashes | {f"weight.{i}": repr(source.weight) for i, source in enumerate(sources) if source.weight != 1}
 
 
 @functools.cache
@@ -126,6 +135,7 @@ def _meta(engine: Engine, config: TrainConfig, step: int) -> dict[str, Any]:
         "architecture": dict(model.architecture),
         "preprocess": {"mean": list(model.preprocess.mean), "std": list(model.preprocess.std)},
         "data": data_hashes(config),
+        "loader": loader_state(config.data, step * config.accumulate),
         "trained_on": _trained_on(config),
         "device": _device_name(engine.device),
         "versions": _versions(),
@@ -136,8 +146,8 @@ def _meta(engine: Engine, config: TrainConfig, step: int) -> dict[str, Any]:
 def _trained_on(config: TrainConfig) -> dict[str, list[str]]:
     """What an evaluation needs to tell seen from unseen: splits, sources, and the terms of regions."""
     sources, terms = set[str](), set[str]()
-    for folder in config.data.shards:
-        manifest = read_manifest(Path(folder))
+    for folder in (source.folder for source in data_sources(config.data)):
+        manifest = read_manifest(folder)
         recipe = manifest.get("recipe")
         name = recipe.get("name") if isinstance(recipe, dict) else None
         # A folder that neither a recipe nor the phantoms made may not name its source, but its samples do.
@@ -147,7 +157,7 @@ def _trained_on(config: TrainConfig) -> dict[str, list[str]]:
         "splits": [config.data.split],
         "sources": sorted(sources),
         "terms": sorted(terms),
-        "manifests": list(data_hashes(config).values()),
+        "manifests": [sha for name, sha in data_hashes(config).items() if name.isdecimal()],
     }
 
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from medpclip.config import dump_yaml, to_mapping
 from medpclip.data.lexicon import Lexicon
-from medpclip.data.loading.loader import Batch, RegionDataset, make_loader
+from medpclip.data.loading.loader import Loader, make_loader, open_dataset
 from medpclip.errors import MedpclipError
 from medpclip.files import write_atomically
 from medpclip.models.load import CHECKPOINTS, META, build_model, find_checkpoint
@@ -52,7 +52,7 @@ def train(
         )
     torch.manual_seed(config.seed)
     model = build_model(config.model)
-    dataset = RegionDataset(
+    dataset = open_dataset(
         config.data, model.preprocess.image_size, model.mask_grid, model.preprocess.fill, config.seed
     )
     engine = LocalEngine(model, config)
@@ -79,7 +79,7 @@ def _begin_folder(config: TrainConfig) -> None:
 def _run(
     engine: Engine,
     config: TrainConfig,
-    loader: Iterator[Batch],
+    loader: Loader,
     tracker: Tracker,
     step: int,
     stopped: list[signal.Signals],
@@ -127,22 +127,24 @@ class Interval:
         self.rows.append(row)
 
     def summary(self) -> dict[str, float]:
-        """Means of the losses and norms; rates per second; the share of time spent waiting for data."""
+        """Means of the losses and norms; rates per second; the share of time spent waiting for data; samples skipped."""
         seconds = time.monotonic() - self.started
         sums = {name: sum(row[name] for row in self.rows) for name in self.rows[0]}
         images, regions, hits = sums.pop("images"), sums.pop("regions"), sums.pop("region_hits")
+        skipped = sums.pop("skipped")
         return {name: value / len(self.rows) for name, value in sums.items()} | {
             "region_hit_rate": hits / max(1, regions),
             "images_per_second": images / seconds,
             "regions_per_second": regions / seconds,
             "data_wait_share": self.waited / seconds,
+            "skipped": skipped,
         }
 
 
 def _step(
     engine: Engine,
     config: TrainConfig,
-    loader: Iterator[Batch],
+    loader: Loader,
     lexicon: Lexicon,
     step: int,
     rate: float,
@@ -151,11 +153,14 @@ def _step(
     """One optimizer step over `accumulate` micro-batches."""
     began = time.monotonic()
     # All first: the losses are divided by the step's whole count of images and regions.
+    batches = [next(loader) for _ in range(config.accumulate)]
     inputs = [
-        prepare(next(loader), lexicon, config.data.texts, (config.seed, _TEXTS, step, micro))
-        for micro in range(config.accumulate)
+        prepare(batch, lexicon, config.data.texts, (config.seed, _TEXTS, step, micro))
+        for micro, batch in enumerate(batches)
     ]
     interval.waited += time.monotonic() - began
+    for fault in (fault for batch in batches for fault in batch.faults):
+        tqdm.write(f"skipped: {fault}", file=sys.stderr)
     images, regions = (sum(counts) for counts in zip(*(i.counts for i in inputs), strict=True))
     row = {"loss": 0.0, "loss_image": 0.0, "loss_region": 0.0, "images": config.batch_size, "regions": regions}
     hits = 0
@@ -173,6 +178,7 @@ def _step(
     norm = engine.step(rate)
     return row | {
         "region_hits": hits,
+        "skipped": sum(sum(batch.skipped.values()) for batch in batches),
         "texts": sum(len(i.texts) for i in inputs) / len(inputs),
         "grad_norm": norm,
         "logit_scale": engine.model.clip.logit_scale.exp().item(),

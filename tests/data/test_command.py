@@ -71,7 +71,8 @@ def test_build_check_stats_show(work: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_several_recipes_share_source_and_out(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert medpclip("build", "one", "two", "--source", "source", "--out", "all") == 0
-    assert sorted(path.name for path in (work / "all").iterdir()) == ["one", "one.private", "two", "two.private"]
+    assert sorted(path.name for path in (work / "all").iterdir()) == ["mixture.json", "one", "two"]
+    assert sorted(path.name for path in (work / "all.private").iterdir()) == ["one", "two"]
     capsys.readouterr()
     assert medpclip("check", "all") == 0
     assert capsys.readouterr().out.splitlines() == ["all/one: good", "all/two: good"]
@@ -99,7 +100,7 @@ def test_recipes_are_listed_and_a_folder_of_ones_own_goes_first(work: Path, caps
     shutil.copy(work / "data_recipes" / "one.yaml", work / "mine" / "three.yaml")
     assert medpclip("recipes", "--recipes", "mine") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[2:]] == ["one", "one", "two"]
+    assert [line.split()[0] for line in lines[2:5]] == ["one", "one", "two"]
     assert "label_mask" in lines[2]
 
 
@@ -129,3 +130,41 @@ def test_command_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_parts_are_merged_into_what_one_build_makes(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert medpclip("build", "one", "--source", "source", "--out", "whole", "--workers", "2") == 0
+    for part in ("2/2", "1/2"):
+        assert medpclip("build", "one", "--source", "source", "--out", "out", "--part", part) == 0
+        assert f"part {part[0]} of 2 is converted" in capsys.readouterr().out
+    assert not (work / "out").exists()
+    assert medpclip("merge", "one", "--out", "out") == 0
+    assert "one: images: 3 found = 3 written + 0 quarantined" in capsys.readouterr().out
+    files = {path.name for path in (work / "whole").iterdir()}
+    assert files == {path.name for path in (work / "out").iterdir()}
+    assert all((work / "whole" / name).read_bytes() == (work / "out" / name).read_bytes() for name in files)
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "2", "a/b", "1/0"])
+def test_a_part_that_cannot_be(work: Path, part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        medpclip("build", "one", "--source", "source", "--out", "out", "--part", part)
+    assert "1 <= I <= N, as 3/8" in capsys.readouterr().err
+
+
+def test_a_mixture_has_its_weights(work: Path) -> None:
+    assert medpclip("build", "one", "two", "--source", "source", "--out", "all", "--weight", "two=2.5") == 0
+    mixture = json.loads((work / "all" / "mixture.json").read_text())
+    assert mixture["sources"] == {"one": {"weight": 1.0}, "two": {"weight": 2.5}}
+    for wrong in ("three=1", "two", "two=-1", "two=inf"):
+        with pytest.raises(MedpclipError, match=f"--weight {wrong}: give NAME=W with one of one, two"):
+            medpclip("build", "one", "two", "--source", "source", "--out", "new", "--weight", wrong)
+
+
+def test_readers_and_recipes_say_what_they_are(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert medpclip("readers") == 0
+    assert "label_mask" in capsys.readouterr().out
+    assert medpclip("readers", "label_mask") == 0
+    assert "min_pixels: 1" in capsys.readouterr().out
+    assert medpclip("recipes", "one") == 0
+    assert "terms:\n  cell: blood cell" in capsys.readouterr().out

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from medpclip.data.pictures import PictureError, read_picture, strip_jpeg
+from medpclip.data.pictures import PictureError, read_picture
+from medpclip.data.stripping import strip_jpeg, strip_png
 
 SECRET = b"DOE^JANE"
 RNG = np.random.default_rng(0)
@@ -86,6 +87,26 @@ def test_png_text_and_alpha_are_dropped(tmp_path: Path) -> None:
     assert SECRET in data
     assert SECRET not in picture.data
     assert np.array_equal(picture.pixels, RGB)
+
+
+@pytest.mark.parametrize("pixels", [RGB, GREY], ids=["rgb", "grey"])
+def test_png_of_8_bits_keeps_its_compressed_data(tmp_path: Path, pixels: np.ndarray) -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("PatientName", SECRET.decode())
+    plain, carrying = encode(pixels, "PNG"), encode(pixels, "PNG", pnginfo=text, exif=exif(), dpi=(300, 300))
+    assert SECRET in carrying
+    picture = read_picture(put(tmp_path, carrying + SECRET))
+    assert picture.data == plain
+    assert np.array_equal(picture.pixels, pixels)
+
+
+def test_other_pngs_are_not_stripped(tmp_path: Path) -> None:
+    plain = encode(RGB, "PNG")
+    assert strip_png(plain) == plain
+    broken = bytearray(plain)
+    broken[60] ^= 1
+    for data in (bytes(broken), plain[:-3], b"no picture", encode(RGB, "PNG", "P"), encode(GREY > 9, "PNG")):
+        assert strip_png(data) is None
 
 
 def test_palette_becomes_its_colours(tmp_path: Path) -> None:

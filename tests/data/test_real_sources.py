@@ -101,7 +101,7 @@ def test_derived_coco_forms_equal_the_instance_masks() -> None:
 
 def _mask(raw: Any, entry: Entry) -> np.ndarray:
     size = (entry.metadata["width"], entry.metadata["height"])
-    region = make_region(raw, 1, {raw.label: "cell nucleus"}, size, "test")
+    region = make_region(raw, 1, "cell nucleus", size, "test")
     assert isinstance(region, Region)
     mask = region.mask()
     assert mask is not None

@@ -234,7 +234,7 @@ def test_any_string_is_a_mask_or_refused(text: str) -> None:
         ({"spacing": [0.5, "1"]}, "'spacing'"),
         ({"volume": 3}, "'volume'"),
         ({"intensity": [0, 255]}, "'intensity'"),
-        ({"labels": {"finding": ["x"]}}, "'labels'"),
+        ({"labels": {"finding": ["x", 3]}}, "'labels'"),
         ({"labels": {"finding": None}}, "'labels'"),
         ({"width": True}, "'width' is True"),
         ({"regions": [{"id": True, "category": "a", "points": [[1, 1]]}]}, r"'regions\[0\]\.id'"),

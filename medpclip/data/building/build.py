@@ -1,45 +1,59 @@
 """A recipe and a source folder -> a folder of shards, or nothing.
 
-Every image and region that a reader finds ends in a shard or in the quarantine; the counts are compared at the end.
+Every image and region that a reader finds ends in a shard or in the quarantine; the counts are compared at the end. A
+build converts chunks of entries, in any order and in as many processes and jobs as wanted, and then assembles the shards
+from all chunks, so that the result doesn't depend on who converted what, or how often it was interrupted.
 """
 
 from __future__ import annotations
 
-import csv
+import concurrent.futures
+import fcntl
+import hashlib
+import multiprocessing
 import os
-import re
 import shutil
 import sys
-import tempfile
+import threading
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from medpclip import __version__
+from medpclip.data.building.assemble import assemble
+from medpclip.data.building.convert import Converter
+from medpclip.data.building.metadata import add_metadata
 from medpclip.data.building.privacy import Salt
-from medpclip.data.building.quarantine import Quarantine
-from medpclip.data.building.recipe import Recipe, TableRule, lookup
-from medpclip.data.building.regions import make_region
-from medpclip.data.building.splits import Splitter
-from medpclip.data.pictures import Picture, PictureError, read_picture
-from medpclip.data.readers import Entry, Fault, RawSample, UnusableError
-from medpclip.data.schema import Region, Sample
-from medpclip.data.shards import ShardWriter
+from medpclip.data.building.quarantine import private_folder
+from medpclip.data.building.recipe import Recipe
+from medpclip.data.building.spool import Plan, Spool, part_folder, spools
+from medpclip.data.readers import Entry, Fault
+from medpclip.data.shards import MANIFEST, read_manifest
 from medpclip.errors import MedpclipError
-from medpclip.files import file_sha256
 
 _LOG_EVERY = 10.0  # seconds between progress lines where there is no terminal
 
 
-def build(recipe: Recipe, source: Path, out: Path, salt: Salt, samples_per_shard: int = 1000) -> dict[str, Any]:
+def build(
+    recipe: Recipe,
+    source: Path,
+    out: Path,
+    salt: Salt,
+    samples_per_shard: int = 1000,
+    workers: int = 1,
+    private: Path | None = None,
+) -> dict[str, Any]:
     """Convert a source; the folder `out` appears whole or not at all.
 
-    Beside it the private folder `out`.private gets the quarantine and the log. Samples lie in the order of their keys,
-    which has nothing to do with the source's.
+    The private folder gets the quarantine and the log, and holds what an interrupted build has converted: the same call
+    goes on from there. Samples lie in the order of their keys, which has nothing to do with
+    the source's.
 
     Args:
         recipe: what to read and how.
@@ -47,6 +61,8 @@ def build(recipe: Recipe, source: Path, out: Path, salt: Salt, samples_per_shard
         out: the folder to make; it must not exist, or be empty.
         salt: the lab's secret.
         samples_per_shard: where a new shard begins.
+        workers: processes; the result doesn't depend on them.
+        private: the private folder, by default `out`.private.
 
     Returns:
         The manifest.
@@ -54,246 +70,219 @@ def build(recipe: Recipe, source: Path, out: Path, salt: Salt, samples_per_shard
     Raises:
         MedpclipError: `out` is in use, the source doesn't fit the recipe, or nothing of it is usable.
     """
+    private = private_folder(out) if private is None else private
+    if manifest := _finished(recipe, salt.fingerprint, out, list(spools(private))):
+        return manifest
+    with _lock(private):
+        spool = convert_part(recipe, source, private, salt, workers)
+        return _assemble(recipe, [spool], out, private, samples_per_shard)
+
+
+def convert_part(
+    recipe: Recipe, source: Path, private: Path, salt: Salt, workers: int = 1, part: int = 1, parts: int = 1
+) -> Spool:
+    """Convert one of `parts` equal parts of a source into a private folder, or what is left of it to do.
+
+    Args:
+        private: the folder; all parts may have the same one.
+        part: which one, from 1.
+        parts: into how many jobs the source is shared out; `merge` brings them together.
+
+    Raises:
+        MedpclipError: no such source, it doesn't fit the recipe, or a worker process died.
+    """
     if not source.is_dir():
         raise MedpclipError(f"{source}: no such folder; check --source")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise MedpclipError(f"{out}: exists and is not an empty folder; choose another --out or delete it")
+    if workers < 1:
+        raise MedpclipError(f"--workers is {workers}; give 1 or more")
+    converter = Converter(recipe, source, salt)
+    scanned = converter.reader.scan()
+    entries = sorted((item for item in scanned if isinstance(item, Entry)), key=lambda entry: entry.image)
+    add_metadata(entries, recipe, source)
+    size = converter.reader.batch
+    chunks = [entries[i : i + size] for i in range(0, len(entries), size)]
+    plan = Plan(recipe.name, recipe.sha256(), salt.fingerprint, __version__, _entries_hash(scanned), len(chunks), parts)
+    spool = Spool(part_folder(private, part, parts))
+    mine = range(part - 1, len(chunks), parts)
+    name = recipe.name if parts == 1 else f"{recipe.name}, part {part} of {parts}"
+    with _lock(spool.folder), _Progress(name, sum(len(chunks[i]) for i in mine)) as progress:
+        spool.begin(plan, [item for item in scanned if isinstance(item, Fault)])
+        todo = [chunk for chunk in mine if not spool.has(chunk)]
+        progress.skip(progress.total - sum(len(chunks[i]) for i in todo))
+        for chunk in _convert_chunks(_Job(converter, chunks, spool), todo, workers):
+            progress.advance(len(chunks[chunk]))
+    return spool
+
+
+def merge(recipe: Recipe, private: Sequence[Path], out: Path, samples_per_shard: int = 1000) -> dict[str, Any]:
+    """Assemble the shards from parts that jobs converted; the same bytes as of one build.
+
+    Args:
+        recipe: what the parts were converted by.
+        private: the private folders that hold the parts; the first one gets the quarantine and the log.
+        out: the folder to make.
+        samples_per_shard: where a new shard begins.
+
+    Raises:
+        MedpclipError: a part is missing or of another build, salt or recipe.
+    """
+    found = [spool for folder in dict.fromkeys(private) for spool in spools(folder)]
+    if manifest := _finished(recipe, found[0].plan().salt if found else "", out, found):
+        return manifest
+    with _lock(private[0]):
+        return _assemble(recipe, found, out, private[0], samples_per_shard)
+
+
+def _finished(recipe: Recipe, salt: str, out: Path, leftovers: Sequence[Spool]) -> dict[str, Any] | None:
+    """The manifest, if an earlier call made `out` and was killed before it had cleaned up.
+
+    Raises:
+        MedpclipError: `out` holds something else.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    if leftovers and (out / MANIFEST).exists():
+        manifest = read_manifest(out)
+        if (manifest.get("recipe", {}).get("sha256"), manifest.get("salt")) == (recipe.sha256(), salt):
+            for spool in leftovers:
+                shutil.rmtree(spool.folder)
+            return manifest
+    raise MedpclipError(f"{out}: exists and is not an empty folder; choose another --out or delete it")
+
+
+def _assemble(
+    recipe: Recipe, found: Sequence[Spool], out: Path, private: Path, samples_per_shard: int
+) -> dict[str, Any]:
     if samples_per_shard < 1:
         raise MedpclipError(f"samples per shard is {samples_per_shard}; give 1 or more")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise MedpclipError(f"{out}: can't be written ({error.strerror}); choose another --out") from None
-    try:
-        with Quarantine(out) as quarantine, ShardWriter(temporary, samples_per_shard) as writer:
-            manifest = _Build(recipe, source, salt, quarantine, writer).run()
-        temporary.chmod(0o755)
-        os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    manifest = assemble(recipe, found, out, private, samples_per_shard)
+    for spool in found:
+        shutil.rmtree(spool.folder)
     return manifest
 
 
-class _Build:
-    """One run of `build`."""
+class _Job:
+    """What every process needs to convert a chunk."""
 
-    def __init__(self, recipe: Recipe, source: Path, salt: Salt, quarantine: Quarantine, writer: ShardWriter) -> None:
-        self.recipe, self.source, self.salt = recipe, source, salt
-        self.quarantine, self.writer = quarantine, writer
-        self.reader = recipe.make_reader(source)
-        self.splitter = Splitter(recipe.split, source)
-        self.found = Counter[str]()
-        self.written = Counter[str]()
-        self._twins: dict[str, str] = {}
+    def __init__(self, converter: Converter, chunks: list[list[Entry]], spool: Spool) -> None:
+        self.converter, self.chunks, self.spool = converter, chunks, spool
 
-    def run(self) -> dict[str, Any]:
-        self.quarantine.log(f"recipe {self.recipe.name} {self.recipe.sha256()}, medpclip {__version__}")
-        scanned = self.reader.scan()
-        for fault in scanned:
-            if isinstance(fault, Fault):
-                self._find(fault.images, fault.regions)
-                self.quarantine.add(fault)
-        entries = [entry for entry in scanned if isinstance(entry, Entry)]
-        if self.recipe.table is not None:
-            _join_table(entries, self.recipe.table, self.source)
-        self._twins = _find_twins([entry.image for entry in entries], self.source)
-        keyed = sorted((self._hash("sample", entry.image), i) for i, entry in enumerate(entries))
-        for key, i in _progress(keyed, self.recipe.name):
-            self._convert(entries[i], key)
-        self._reconcile()
-        return self.writer.finish(**self._facts())
-
-    def _convert(self, entry: Entry, key: str) -> None:
-        """One entry -> one sample, or one fault that takes the image and its regions."""
+    def __call__(self, chunk: int) -> int:
         try:
-            raw = self.reader.read(entry)
-        except UnusableError as unusable:
-            self._find(unusable.fault.images, unusable.fault.regions)
-            self.quarantine.add(unusable.fault)
-            return
-        self._find(1, len(raw.regions) + sum(fault.regions for fault in raw.faults))
-        for fault in raw.faults:
-            self.quarantine.add(fault)
-        try:
-            picture = read_picture(self.source / entry.image)
-            group, split = self._place(entry)
-        except PictureError as error:
-            fault = Fault(entry.image, "", error.reason, error.detail, images=1, regions=len(raw.regions))
-            self.quarantine.add(fault)
-            return
-        regions, annotated = self._regions(entry, raw, picture)
-        width, height = picture.size
-        sample = Sample(
-            key=key,
-            source=self.recipe.name,
-            split=split,
-            group=self._hash("group", group),
-            modality=self.recipe.modality,
-            anatomy=self.recipe.anatomy,
-            width=width,
-            height=height,
-            intensity=picture.intensity,
-            labels=self._labels(entry),
-            annotated_terms=annotated,
-            regions=regions,
-            extra={"laterality": self.recipe.laterality},
-        )
-        self.writer.add(sample, picture.data, picture.extension)
-        self.written.update(images=1, regions=len(regions))
-
-    def _regions(self, entry: Entry, raw: RawSample, picture: Picture) -> tuple[list[Region], list[str]]:
-        """The good regions, and the terms of which none was lost: only those are still annotated exhaustively."""
-        lost: set[str | None] = {None} if any(fault.regions for fault in raw.faults) else set()
-        regions: list[Region] = []
-        for item in raw.regions:
-            if raw.size is not None and raw.size != picture.size:
-                detail = "{}x{} stated, the image is {}x{}".format(*raw.size, *picture.size)
-                result: Region | Fault = Fault(
-                    item.file, item.key, "image is of another size than stated", detail, 0, 1
-                )
-            else:
-                result = make_region(item, len(regions) + 1, self.recipe.terms, picture.size, self.reader.name)
-            if isinstance(result, Region):
-                regions.append(result)
-            else:
-                self.quarantine.add(result)
-                lost.add(self.recipe.terms.get(item.label))
-        annotated = [] if None in lost else [term for term in self.recipe.annotated_terms if term not in lost]
-        return regions, annotated
-
-    def _place(self, entry: Entry) -> tuple[str, str]:
-        """The group (unsalted) and the split of an entry."""
-        if entry.image in self._twins:  # it might land in another split, or be annotated in another way
-            raise PictureError("image is a duplicate of another", self._twins[entry.image])
-        rule = self.recipe.group
-        group: str | None = entry.image
-        if rule.metadata is not None:
-            group = lookup(entry.metadata, rule.metadata)
-        elif rule.path is not None:
-            match = re.search(rule.path, entry.image)
-            group = match.group(1 if match.re.groups else 0) if match else None
-        if not group:  # its patient may be in another split: better lost than leaked
-            raise PictureError("patient or study of the image is not known", f"group rule {vars(rule)}")
-        split = self.splitter.split(entry.image, group)
-        if split is None:
-            raise PictureError("image is in none of the published splits")
-        return group, split
-
-    def _labels(self, entry: Entry) -> dict[str, str]:
-        labels = {}
-        for name, rule in self.recipe.labels.items():
-            value = lookup(entry.metadata, rule.key)
-            if value is None or value in rule.unlabelled:
-                continue
-            if value in rule.values:
-                labels[name] = rule.values[value]
-            else:
-                reason = "value of an image label is not in the recipe"
-                self.quarantine.add(Fault(entry.image, f"labels.{name}", reason, f"{rule.key} is {value!r}"))
-        return labels
-
-    def _hash(self, kind: str, text: str) -> str:
-        return self.salt.hash(kind, f"{self.recipe.name}\0{text}")
-
-    def _find(self, images: int, regions: int) -> None:
-        self.found.update(images=images, regions=regions)
-
-    def _reconcile(self) -> None:
-        lost = {"images": self.quarantine.images, "regions": self.quarantine.regions}
-        for what, count in lost.items():
-            if self.found[what] != self.written[what] + count:
-                raise AssertionError(
-                    f"{what}: {self.found[what]} found, {self.written[what]} written, {count} quarantined"
-                )
-            text = f"{what}: {self.found[what]} found = {self.written[what]} written + {count} quarantined"
-            self.quarantine.log(text)
-        if not self.written["images"]:
-            reasons = self.quarantine.reasons
-            why = (
-                f"most often: {next(iter(reasons))}; see {self.quarantine.path}"
-                if reasons
-                else "no image was found; check --source and 'options'"
-            )
-            raise MedpclipError(f"{self.source}: nothing usable for recipe '{self.recipe.name}' ({why})")
-
-    def _facts(self) -> dict[str, Any]:
-        recipe = self.recipe
-        return {
-            "recipe": {
-                "name": recipe.name,
-                "sha256": recipe.sha256(),
-                "title": recipe.title,
-                "licence": recipe.licence,
-                "citation": recipe.citation,
-                "laterality": recipe.laterality,
-            },
-            "medpclip": __version__,
-            "salt": self.salt.fingerprint,
-            "images": self._counts("images", self.quarantine.images),
-            "regions": self._counts("regions", self.quarantine.regions),
-            "quarantine": self.quarantine.reasons,
-        }
-
-    def _counts(self, what: str, lost: int) -> dict[str, int]:
-        return {"found": self.found[what], "written": self.written[what], "quarantined": lost}
+            self.spool.write(chunk, self.converter.convert(self.chunks[chunk]))
+        except OSError as error:
+            raise MedpclipError(f"{self.spool.folder}: can't be written ({error.strerror}); make room there") from None
+        return chunk
 
 
-def _find_twins(images: Iterable[str], source: Path) -> dict[str, str]:
-    """Images whose file is the same, byte for byte, as that of one with a smaller path: path -> that path.
-
-    The order of paths decides, not that of keys, so that every lab keeps the same one.
-    """
-    by_size: dict[int, list[str]] = defaultdict(list)
-    for image in sorted(images):
-        path = source / image
-        if path.is_file():
-            by_size[path.stat().st_size].append(image)
-    twins = {}
-    for same_size in by_size.values():
-        first: dict[str, str] = {}
-        for image in same_size if len(same_size) > 1 else ():
-            original = first.setdefault(file_sha256(source / image), image)
-            if original != image:
-                twins[image] = original
-    return twins
+_job: _Job | None = None  # of a worker process: handed over by forking, since entries may be large
 
 
-def _join_table(entries: Iterable[Entry], rule: TableRule, source: Path) -> None:
-    """Add each image's row of the CSV file to its metadata."""
-    path = source / rule.file
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as stream:
-            table = csv.DictReader(stream)
-            if rule.key not in (table.fieldnames or ()):
-                columns = ", ".join(table.fieldnames or ()) or "none"
-                raise MedpclipError(
-                    f"{path}: no column '{rule.key}' (it has: {columns}); check the recipe's 'table.key'"
-                )
-            rows: dict[str, dict[str, Any]] = {}
-            for row in table:
-                if rows.setdefault(row[rule.key], row) is not row:
-                    raise MedpclipError(f"{path}: '{row[rule.key]}' is in two rows; keep one")
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        why = getattr(error, "strerror", None) or error
-        raise MedpclipError(f"{path}: unreadable table ({why}); check the recipe's key 'table.file'") from None
-    for entry in entries:
-        name = PurePosixPath(entry.image)
-        key = {"path": entry.image, "name": name.name, "stem": name.stem}[rule.match]
-        entry.metadata = entry.metadata | rows.get(key, {})
+def _start_worker(job: _Job, parent: int) -> None:
+    global _job
+    _job = job
+    threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
 
 
-def _progress(items: list[Any], name: str) -> Iterator[Any]:
-    """A bar with rate and remaining time on a terminal, a line now and then elsewhere."""
-    if sys.stderr.isatty():
-        yield from tqdm(items, desc=name, unit="image")
+def _run_job(chunk: int) -> int:
+    assert _job is not None
+    return _job(chunk)
+
+
+def _convert_chunks(job: _Job, todo: list[int], workers: int) -> Iterator[int]:
+    """The numbers of chunks as they are done."""
+    if workers == 1 or len(todo) < 2:
+        yield from map(job, todo)
         return
-    start = last = time.monotonic()
-    for i, item in enumerate(items):
+    fork = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(min(workers, len(todo)), fork, _start_worker, (job, os.getpid())) as pool:
+        futures = [pool.submit(_run_job, chunk) for chunk in todo]
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                yield future.result()
+        except BrokenProcessPool:
+            raise MedpclipError(
+                "a worker process was killed, often for want of memory; run the same command again with fewer "
+                "--workers: it goes on from where it stopped"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _entries_hash(scanned: list[Entry | Fault]) -> str:
+    """A hash of what there is to convert; other files, or other faults, are another build."""
+    digest = hashlib.sha256()
+    for item in scanned:
+        line = item.image if isinstance(item, Entry) else f"{item.file}\0{item.key}\0{item.reason}"
+        digest.update(line.encode("utf-8", "surrogateescape") + b"\n")
+    return digest.hexdigest()
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Keeps a second process from working in the same private folder at the same time."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.chmod(0o700)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise MedpclipError(f"{folder}: can't be written ({error.strerror}); choose another --out") from None
+    try:
+        # Workers of a build that was killed a moment ago hold it until they notice.
+        for wait in (0.5,) * 10 + (0.0,):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not wait:
+                    raise MedpclipError(
+                        f"{folder}: another process builds there just now; wait, or choose another --out"
+                    ) from None
+                time.sleep(wait)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _watch_parent(parent: int) -> None:
+    """Ends this worker when its parent was killed and can't tell it."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+class _Progress:
+    """A bar with rate and remaining time on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, name: str, total: int) -> None:
+        self.name, self.total, self.done, self.skipped = name, total, 0, 0
+        self.bar = tqdm(total=total, desc=name, unit="image") if sys.stderr.isatty() else None
+        self.start = self.last = time.monotonic()
+
+    def skip(self, count: int) -> None:
+        """Count what an earlier run has done."""
+        self.done = self.skipped = count
+        if count:
+            print(f"{self.name}: going on after {count} of {self.total} images", file=sys.stderr)
+        if self.bar is not None:
+            self.bar.initial = self.bar.n = count
+            self.bar.refresh()
+
+    def advance(self, count: int) -> None:
+        self.done += count
+        if self.bar is not None:
+            self.bar.update(count)
+            return
         now = time.monotonic()
-        if now - last >= _LOG_EVERY:
-            rate = i / (now - start)
-            left = (len(items) - i) / rate
-            print(f"{name}: {i}/{len(items)} images, {rate:.1f}/s, {left:.0f} s left", file=sys.stderr)
-            last = now
-        yield item
+        if now - self.last >= _LOG_EVERY:
+            rate = (self.done - self.skipped) / (now - self.start)
+            left = (self.total - self.done) / rate
+            print(f"{self.name}: {self.done}/{self.total} images, {rate:.1f}/s, {left:.0f} s left", file=sys.stderr)
+            self.last = now
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()

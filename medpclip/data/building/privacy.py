@@ -7,6 +7,7 @@ import hmac
 import os
 import secrets
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from medpclip.errors import MedpclipError
@@ -78,10 +79,12 @@ def _read_private(path: Path) -> str:
 def _make(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:  # another process was quicker
-        return
+        # Written beside and linked: the jobs of an array start at once, and none may read another's half-written salt.
+        beside = path.with_name(f".salt.{os.getpid()}.{secrets.token_hex(4)}")
+        with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as stream:
+            stream.write(secrets.token_hex(32) + "\n")
+        with suppress(FileExistsError):  # another process was quicker
+            os.link(beside, path)
+        beside.unlink()
     except OSError as error:
         raise MedpclipError(f"{path}: can't make a salt there ({error.strerror}); set {ENVIRONMENT}") from None
-    with open(descriptor, "w", encoding="ascii") as stream:
-        stream.write(secrets.token_hex(32) + "\n")

@@ -16,7 +16,7 @@ _KEYS = ("file", "key", "reason", "detail", "remedy", "images", "regions")
 
 
 def private_folder(out: Path) -> Path:
-    """Where the private files of a build into `out` lie: beside it, never inside."""
+    """Where the private files of a build into `out` lie by default: beside it, never inside."""
     return out.with_name(out.name + ".private")
 
 
@@ -31,8 +31,8 @@ class Quarantine:
         reasons: reason -> {"faults", "images", "regions"}; says nothing of the source, so it may be shared.
     """
 
-    def __init__(self, out: Path) -> None:
-        self.folder = private_folder(out)
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.folder.chmod(0o700)

@@ -4,94 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from medpclip.config import from_mapping, read_yaml, to_mapping
+from medpclip.data.building.rules import GroupRule, SplitRule, TableRule, ValueRule, check_pattern
 from medpclip.data.readers import READERS, Reader
 from medpclip.errors import MedpclipError
-
-
-@dataclass(frozen=True)
-class GroupRule:
-    """How to find the patient or study of an image. With none of the two, each image is its own group.
-
-    Attributes:
-        metadata: key of the image's metadata; dots reach into nested objects, as "metadata.patientid".
-        path: a regular expression that finds the patient in the image's path; its one group, or else all of it.
-    """
-
-    metadata: str | None = None
-    path: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.metadata is not None and self.path is not None:
-            raise ValueError("has both 'metadata' and 'path'; keep one")
-        if self.path is not None:
-            try:
-                re.compile(self.path)
-            except re.error as error:
-                raise ValueError(f"'path' is no regular expression ({error})") from None
-
-
-@dataclass(frozen=True)
-class SplitRule:
-    """Which split a group goes to: by fractions and a seed, or as published.
-
-    Attributes:
-        seed: another seed gives another split; the same one gives the same split in every lab.
-        train: fraction of the groups, as the next two; they add up to 1.
-        files: split -> text file of the source with one image per line (path, name or stem).
-        folders: split -> first folder of the image's path.
-    """
-
-    seed: int = 0
-    train: float = 0.7
-    val: float = 0.1
-    test: float = 0.2
-    files: dict[Literal["train", "val", "test"], str] | None = None
-    folders: dict[Literal["train", "val", "test"], str] | None = None
-
-    def __post_init__(self) -> None:
-        fractions = (self.train, self.val, self.test)
-        if min(fractions) < 0 or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
-            raise ValueError(f"train, val and test are {fractions}; they must be >= 0 and add up to 1")
-        if self.files is not None and self.folders is not None:
-            raise ValueError("has both 'files' and 'folders'; keep one")
-
-
-@dataclass(frozen=True)
-class LabelRule:
-    """An image-level label.
-
-    Attributes:
-        key: where the image's metadata have it; dots reach into nested objects.
-        values: the source's value -> the label. Nothing but these values gets into a shard.
-        unlabelled: values that mean "not known"; so does a missing one.
-    """
-
-    key: str
-    values: dict[str, str]
-    unlabelled: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class TableRule:
-    """A CSV file of the source whose rows are metadata of the images.
-
-    Attributes:
-        file: path below the source.
-        key: the column that names the image.
-        match: what that column holds: the image's path, name or stem.
-    """
-
-    file: str
-    key: str
-    match: Literal["path", "name", "stem"] = "stem"
 
 
 @dataclass(frozen=True)
@@ -101,38 +23,52 @@ class Recipe:
     Attributes:
         name: short name, as "bccd_blood"; it is the `source` of its samples.
         title: what it is, in a line.
-        modality: how the images were made; a lexicon term.
+        modality: how the images were made; a lexicon term, or where the metadata say it.
         licence: of images and annotations.
         citation: whom to cite.
         reader: the annotation format, a key of `READERS`.
         terms: the source's label -> lexicon term; a label that isn't here is quarantined.
+        lexicon_terms: a label that isn't in `terms` becomes the lexicon's term of that name, where there is one.
         options: the reader's own options.
-        anatomy: what the images show; a lexicon term.
+        anatomy: what the images show; a lexicon term, or where the metadata say it.
         url: where the source is published.
+        layout: "real": tested on files of the source; "documented": written from its public documentation alone.
+        path_pattern: a regular expression over the image's path; its named groups join the image's metadata.
         annotated_terms: terms whose every instance is annotated in every image, so that absence means absence.
         group: how patients or studies are told apart.
         split: which group goes where.
         table: metadata from a CSV file.
         labels: image-level labels.
-        laterality: "radiological" where the patient's right is on the picture's left; "none" where sides mean nothing.
+        attributes: what is stated of regions, from their own metadata.
+        captions: keys of the image's metadata that hold free text; it is de-identified.
+        laterality: "radiological" where the patient's right is on the picture's left, "mirrored" where it is on the
+            right, "none" where sides mean nothing: only then may an image be flipped.
+        midline: whether images show both sides of the body, with its midline near the middle, so that a place in the
+            picture tells the patient's side.
     """
 
     name: str
     title: str
-    modality: str
+    modality: str | ValueRule
     licence: str
     citation: str
     reader: str
-    terms: dict[str, str]
+    terms: dict[str, str] = field(default_factory=dict)
+    lexicon_terms: bool = False
     options: dict[str, Any] = field(default_factory=dict)
-    anatomy: str | None = None
+    anatomy: str | ValueRule | None = None
     url: str | None = None
+    layout: Literal["real", "documented"] | None = None
+    path_pattern: str | None = None
     annotated_terms: list[str] = field(default_factory=list)
     group: GroupRule = field(default_factory=GroupRule)
     split: SplitRule = field(default_factory=SplitRule)
     table: TableRule | None = None
-    labels: dict[str, LabelRule] = field(default_factory=dict)
-    laterality: Literal["radiological", "none"] = "none"
+    labels: dict[str, ValueRule] = field(default_factory=dict)
+    attributes: dict[str, ValueRule] = field(default_factory=dict)
+    captions: list[str] = field(default_factory=list)
+    laterality: Literal["radiological", "mirrored", "none"] = "none"
+    midline: bool = False
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", self.name):
@@ -141,8 +77,12 @@ class Recipe:
             raise ValueError(f"'reader' is '{self.reader}'; known: {', '.join(READERS)}")
         if not all(self.terms.values()):
             raise ValueError("'terms' maps a label to nothing; write its term, or leave the label out")
+        if self.path_pattern is not None:
+            check_pattern(self.path_pattern, "path_pattern")
+        if self.midline and self.laterality == "none":
+            raise ValueError("'midline' is true, but 'laterality' is none; say which side is which")
         strange = set(self.annotated_terms) - set(self.terms.values())
-        if strange:
+        if strange and not self.lexicon_terms:
             raise ValueError(f"'annotated_terms' has '{min(strange)}', which 'terms' doesn't map to")
 
     @classmethod
@@ -194,18 +134,3 @@ def list_recipes(folders: Sequence[Path]) -> dict[str, Path]:
         for path in sorted(folder.glob("*.y*ml")):
             found.setdefault(path.stem, path)
     return found
-
-
-def lookup(metadata: Mapping[str, Any], key: str) -> str | None:
-    """A value of an image's metadata as text, or None where it is missing, null or empty.
-
-    The key is tried as it stands first, then its dots reach into nested objects.
-    """
-    value: Any = metadata.get(key)
-    if key not in metadata:
-        value = metadata
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-    if value is None or isinstance(value, (Mapping, list)):
-        return None
-    return str(value).strip() or None

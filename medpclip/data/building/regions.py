@@ -16,22 +16,18 @@ class RegionError(Exception):
     """A region that can't be used; the message is "reason" or "reason: private detail", as in `region_problem`."""
 
 
-def make_region(
-    raw: RawRegion, number: int, terms: Mapping[str, str], size: tuple[int, int], reader: str
-) -> Region | Fault:
+def make_region(raw: RawRegion, number: int, term: str, size: tuple[int, int], reader: str) -> Region | Fault:
     """Check one raw region of an image and bring it into the schema's form.
 
     Args:
         raw: as the reader found it.
         number: the id it gets.
-        terms: the recipe's map from labels to terms.
+        term: what its label means.
         size: (width, height) of the image.
         reader: the reader's name.
     """
     try:
-        if raw.label not in terms:
-            raise RegionError(f"label is not in the recipe's terms: {raw.label!r}, add it to 'terms'")
-        region = Region(number, terms[raw.label], iscrowd=raw.iscrowd, source_format=reader)
+        region = Region(number, term, points=raw.points, iscrowd=raw.iscrowd, source_format=reader)
         width, height = size
         if raw.bbox is not None:  # judged even if a mask gives a better one: where it is wrong, so may the mask be
             region.bbox = _clip(raw.bbox, width, height)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from medpclip.data.building.recipe import SplitRule
+from medpclip.data.building.rules import SplitRule
 from medpclip.errors import MedpclipError
 
 
@@ -25,29 +25,34 @@ class Splitter:
     def __init__(self, rule: SplitRule, source: Path) -> None:
         self.rule = rule
         self._listed = _read_lists(rule.files, source) if rule.files else None
-        self._of_group: dict[str, str] = {}
 
-    def split(self, image: str, group: str) -> str | None:
+    def split(self, image: str, group: str, metadata: Mapping[str, Any]) -> str | None:
         """The split of an image (path relative to the source) of an unsalted group; None if the published ones lack it.
 
-        Raises:
-            MedpclipError: the published split tears a group apart.
+        A published split may tear groups apart: whoever has all images must look (`refuse_torn_groups`).
         """
         if self._listed is not None:
             path = PurePosixPath(image)
-            names = (image, path.with_suffix("").as_posix(), path.name, path.stem)
-            split = next((self._listed[name] for name in names if name in self._listed), None)
-        elif self.rule.folders is not None:
+            names = (image, path.with_suffix("").as_posix(), path.name, path.stem, group)
+            return next((self._listed[name] for name in names if name in self._listed), None)
+        if self.rule.folders is not None:
             tops = {folder: split for split, folder in self.rule.folders.items()}
-            split = next((s for top, s in tops.items() if PurePosixPath(image).is_relative_to(top)), None)
-        else:
-            return draw_split(group, self.rule)
-        if split is not None and self._of_group.setdefault(group, split) != split:
+            return next((s for top, s in tops.items() if PurePosixPath(image).is_relative_to(top)), None)
+        if self.rule.metadata is not None:
+            words, _ = self.rule.metadata.read(metadata)
+            return words[0] if words else None
+        return draw_split(group, self.rule)
+
+
+def refuse_torn_groups(placed: Iterable[tuple[str, str, str]]) -> None:
+    """Raise `MedpclipError` if images of one group are in two splits; `placed` are (image, group, split)."""
+    of_group: dict[str, str] = {}
+    for image, group, split in placed:
+        if of_group.setdefault(group, split) != split:
             raise MedpclipError(
-                f"key 'split': the published split has images of one group in '{self._of_group[group]}' and '{split}' "
+                f"key 'split': the published split has images of one group in '{of_group[group]}' and '{split}' "
                 f"(for one, {image}); split by fractions, or make the group rule finer"
             )
-        return split
 
 
 def draw_split(group: str, rule: SplitRule) -> str:

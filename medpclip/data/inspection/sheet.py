@@ -177,7 +177,7 @@ def _draw_text(
 ) -> None:
     """Write above, below or in the box: the first place where no other text is, else the first."""
     x, y, _, h = (v * scale for v in box)
-    left, top, right, bottom = pen.textbbox((0, 0), text, font=_font(_FONT_SIZE), stroke_width=2)
+    left, top, right, bottom = pen.textbbox((0, 0), text, font=font(_FONT_SIZE), stroke_width=2)
     width, height = right - left, bottom - top
     places = []
     for at in (
@@ -196,7 +196,7 @@ def _draw_text(
     taken.append(place)
     pale = tuple((value + 2 * 255) // 3 for value in colour)  # readable on its black outline, still of the box's hue
     at_text = (place[0] - left, place[1] - top)
-    pen.text(at_text, text, font=_font(_FONT_SIZE), fill=pale, stroke_width=2, stroke_fill=(0, 0, 0))
+    pen.text(at_text, text, font=font(_FONT_SIZE), fill=pale, stroke_width=2, stroke_fill=(0, 0, 0))
 
 
 def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
@@ -214,7 +214,8 @@ def _box_of(region: Region) -> tuple[float, float, float, float]:
 
 
 @lru_cache(maxsize=4)
-def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    """Pillow's own font, at a size in pixels."""
     return ImageFont.load_default(size)
 
 
@@ -263,14 +264,14 @@ def _cell(image: np.ndarray, sample: Sample, colours: Mapping[str, Colour]) -> I
     facts.append(", ".join(f"{name}: {value}" for name, value in sample.labels.items() if value != sample.modality))
     pen = ImageDraw.Draw(cell)
     for line, text in enumerate(facts):
-        pen.text((2, _CELL + 3 + line * 17), _shorten(pen, text), font=_font(_FONT_SIZE), fill=(40, 40, 40))
+        pen.text((2, _CELL + 3 + line * 17), _shorten(pen, text), font=font(_FONT_SIZE), fill=(40, 40, 40))
     return cell
 
 
 def _shorten(pen: ImageDraw.ImageDraw, text: str) -> str:
-    if pen.textlength(text, font=_font(_FONT_SIZE)) <= _CELL - 4:
+    if pen.textlength(text, font=font(_FONT_SIZE)) <= _CELL - 4:
         return text
-    while text and pen.textlength(text + "...", font=_font(_FONT_SIZE)) > _CELL - 4:
+    while text and pen.textlength(text + "...", font=font(_FONT_SIZE)) > _CELL - 4:
         text = text[:-1]
     return text + "..."
 
@@ -280,7 +281,7 @@ def _grid(cells: list[Image.Image], title: str) -> Image.Image:
     rows = -(-len(cells) // columns)
     width, height = columns * (_CELL + _GAP) + _GAP, _HEADER + rows * (_CELL + _FOOTER + _GAP) + _GAP
     page = Image.new("RGB", (width, height), (255, 255, 255))
-    ImageDraw.Draw(page).text((_GAP, 12), title, font=_font(16), fill=(0, 0, 0))
+    ImageDraw.Draw(page).text((_GAP, 12), title, font=font(16), fill=(0, 0, 0))
     for number, cell in enumerate(cells):
         row, column = divmod(number, columns)
         page.paste(cell, (_GAP + column * (_CELL + _GAP), _HEADER + row * (_CELL + _FOOTER + _GAP)))

@@ -8,20 +8,54 @@ unknown of it. Our design.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from string import Formatter
 
 import numpy as np
 
 from medpclip.data.lexicon import Lexicon
-from medpclip.data.loading.geometry import Window
-from medpclip.data.schema import Region, Sample
+from medpclip.data.loading.facts import Facts, Seen, image_facts, region_facts, seen_regions
+
+__all__ = [
+    "IGNORED",
+    "NEGATIVE",
+    "POSITIVE",
+    "Facts",
+    "Seen",
+    "Text",
+    "TextSampling",
+    "draw_image_texts",
+    "draw_region_texts",
+    "image_facts",
+    "region_facts",
+    "seen_regions",
+    "targets",
+]
 
 POSITIVE, NEGATIVE, IGNORED = 1, -1, 0
 
-# What is known of an image or region: fact -> all values that hold. A fact that is missing is unknown.
-Facts = Mapping[str, tuple[str, ...]]
+_PLACES = {
+    "upper": "in the upper part of the image",
+    "lower": "in the lower part of the image",
+    "left": "in the left part of the image",
+    "right": "in the right part of the image",
+}
+# How a region text states a fact, after its template. "left" of the image and the patient's left never look alike.
+_STATED: dict[str, Callable[[str], str]] = {
+    "size": lambda value: f", {value} in the image",
+    "place": lambda value: f" {_PLACES.get(value, f'in the {value} of the image')}",
+    "side": lambda value: f" on the patient's {value} side",
+    "number": lambda value: f", {'the ' * value.startswith('only')}{value} of its kind in the image",
+    "rank": lambda value: f", the {value} of its kind in the image",
+    "modality": lambda value: f" on {value}",
+}
+_UNSAID = {("rank", "between")}
+_ARTICLE = re.compile(r"\b([Aa]) (?=\{name\})")
+# Initials that are spelled out with a vowel in front (an MRI, an X-ray), and words that begin with one but don't sound so.
+_SPELLED_VOWEL = re.compile(r"(?!FLAIR|STIR|SARS)[AEFHILMNORSX](?:[A-Z0-9]|\b)")
+_CONSONANT = re.compile(r"(?:eu|uni|ure|uri|ute|uve|us)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -43,9 +77,11 @@ class TextSampling:
         budget: at most so many region texts per global batch; terms beyond it wait for another batch.
         synonyms: chance that a synonym stands for the term.
         descriptions: chance that the term's description follows it.
-        attributes: chance, per term, of a second text that also states one attribute (place, size, modality).
+        attributes: chance, per term, of a second text that also states one attribute: place, size, patient's side,
+            number, rank or modality.
         captions: chance that an image's caption is taken, where it has one, instead of a template.
-        region_templates, image_templates: with {name}, which stands for all that is stated.
+        region_templates, image_templates: with {name}, which stands for the term or the modality; what else is stated
+            follows. "a {name}" becomes "an {name}" where it should.
     """
 
     budget: int = 256
@@ -72,29 +108,6 @@ class TextSampling:
                 raise ValueError(f"template {template!r} must have {{name}} and nothing else in braces")
 
 
-def image_facts(sample: Sample) -> dict[str, tuple[str, ...]]:
-    """What is known of an image: modality, labels, captions."""
-    facts: dict[str, tuple[str, ...]] = {"modality": (sample.modality,)}
-    for name, value in sample.labels.items():
-        facts[f"label.{name}"] = (str(value),)
-    if sample.captions:
-        facts["caption"] = tuple(sample.captions)
-    return facts
-
-
-def region_facts(region: Region, sample: Sample, window: Window) -> dict[str, tuple[str, ...]]:
-    """What is known of a region: its term, the modality, and what its box says in the window that the model sees."""
-    facts: dict[str, tuple[str, ...]] = {"term": (region.category,), "modality": (sample.modality,)}
-    if region.bbox is not None:
-        x1, y1, x2, y2 = (float(v) for v in window.unit_box(region.bbox))
-        row, column = _third((y1 + y2) / 2, "upper", "lower"), _third((x1 + x2) / 2, "left", "right")
-        # Most specific first, which is what gets stated; "left" stays true of what is at the upper left.
-        facts["place"] = (f"{row} {column}", row, column) if row and column else (row or column or "centre",)
-        area = (x2 - x1) * (y2 - y1)
-        facts["size"] = ("large" if area > 0.15 else "small" if area < 0.01 else "middle-sized",)
-    return facts
-
-
 def draw_region_texts(
     items: Sequence[Facts], lexicon: Lexicon, sampling: TextSampling, rng: np.random.Generator
 ) -> list[Text]:
@@ -108,15 +121,14 @@ def draw_region_texts(
     terms = sorted(by_term)
     if len(terms) > sampling.budget:
         terms = sorted(rng.choice(terms, sampling.budget, replace=False).tolist())
-    texts = [Text((("term", term),), _word_region(term, {}, lexicon, sampling, rng)) for term in terms]
+    texts = [Text((("term", term),), _word_region(term, None, lexicon, sampling, rng)) for term in terms]
     for term in terms:
         if len(texts) >= sampling.budget:
             break
         if rng.random() < sampling.attributes:
-            stated = sorted({(k, v[0]) for facts in by_term[term] for k, v in facts.items() if k != "term"})
-            if stated:
-                fact = stated[int(rng.integers(len(stated)))]
-                wording = _word_region(term, dict([fact]), lexicon, sampling, rng)
+            fact = _draw_attribute(by_term[term], lexicon.side(term) is not None, rng)
+            if fact is not None:
+                wording = _word_region(term, fact, lexicon, sampling, rng)
                 texts.append(Text(tuple(sorted([("term", term), fact])), wording))
     return list(dict.fromkeys(texts))
 
@@ -124,21 +136,29 @@ def draw_region_texts(
 def draw_image_texts(
     items: Sequence[Facts], lexicon: Lexicon, sampling: TextSampling, rng: np.random.Generator
 ) -> list[Text]:
-    """One text per image, equal ones merged: a caption, or a template over modality and one label."""
+    """One text per image, equal ones merged: a caption, or a template over the modality, mostly with one fact more.
+
+    The fact more is a label, the anatomy, or a term that the image shows.
+    """
     texts = []
     for facts in items:
         if "caption" in facts and rng.random() < sampling.captions:
             caption = facts["caption"][int(rng.integers(len(facts["caption"])))]
             texts.append(Text((("caption", caption),), caption))
             continue
-        stated = {"modality": facts["modality"][0]}
-        labels = sorted(name for name in facts if name.startswith("label."))
-        if labels and rng.random() < 0.7:
-            label = labels[int(rng.integers(len(labels)))]
-            stated[label] = facts[label][0]
+        modality = facts["modality"][0]
+        stated = {"modality": modality}
+        more = sorted(name for name, values in facts.items() if values and _says_more(name))
         template = sampling.image_templates[int(rng.integers(len(sampling.image_templates)))]
-        name = ", ".join(_name(value, lexicon, sampling, rng) for value in stated.values())
-        texts.append(Text(tuple(sorted(stated.items())), template.format(name=name)))
+        wording = fill_template(template, _name(modality, lexicon, sampling, rng))
+        if more and rng.random() < 0.7:
+            name = more[int(rng.integers(len(more)))]
+            value = stated[name] = facts[name][int(rng.integers(len(facts[name])))]
+            word = _name(value, lexicon, sampling, rng)
+            wording += {"anatomy": f" of the {word}", "present": f" showing {_article(word)} {word}"}.get(
+                name, f", {word}"
+            )
+        texts.append(Text(tuple(sorted(stated.items())), wording))
     return list(dict.fromkeys(texts))
 
 
@@ -146,42 +166,126 @@ def targets(items: Sequence[Facts], texts: Sequence[Text], lexicon: Lexicon) -> 
     """int8 (len(items), len(texts)): POSITIVE, NEGATIVE or IGNORED.
 
     Positive: every stated fact is true of the item. Negative: one is false. Ignored: none is false, but one is unknown
-    of the item, or names an ancestor or descendant (in the lexicon) of what holds.
+    of the item, or names an ancestor or descendant (in the lexicon) of what holds; of the anatomy, a part or whole too.
+
+    Sides: a term with a side of its own is on that side whatever else is said. A kidney on the left *is* a left kidney,
+    for items and texts alike, and what is known to lie on the right is never a left kidney.
     """
     false = np.zeros((len(items), len(texts)), bool)
     unknown = np.zeros_like(false)
-    stated: dict[tuple[str, str], list[int]] = {}
+    stated: dict[str, dict[str, list[int]]] = {}
+    implied: dict[str, list[int]] = {}
     for j, text in enumerate(texts):
-        for fact in text.facts:
-            stated.setdefault(fact, []).append(j)
-    for (name, value), columns in stated.items():
-        truth = np.array([_truth(facts.get(name), name, value, lexicon) for facts in items], np.int8)
-        false[:, columns] |= (truth == NEGATIVE)[:, None]
-        unknown[:, columns] |= (truth == IGNORED)[:, None]
+        facts = dict(text.facts)
+        if "term" in facts:
+            if "side" in facts:
+                facts["term"] = lexicon.sided(facts["term"], facts["side"]) or facts["term"]
+            if own := lexicon.side(facts["term"]):
+                implied.setdefault(own, []).append(j)
+        for name, value in facts.items():
+            stated.setdefault(name, {}).setdefault(value, []).append(j)
+    with_sides = _with_sides(items, lexicon) if "term" in stated else items
+    for name, columns in stated.items():
+        truth = _truth(with_sides, name, list(columns), lexicon)
+        # A text states each fact once at most, so that no column stands twice here.
+        place = [j for js in columns.values() for j in js]
+        each = np.repeat(truth, [len(js) for js in columns.values()], axis=1)
+        false[:, place] |= each == NEGATIVE
+        unknown[:, place] |= each == IGNORED
+    if implied:
+        truth = _truth(with_sides, "side", list(implied), lexicon)
+        for column, places in enumerate(implied.values()):
+            false[:, places] |= truth[:, column, None] == NEGATIVE
     return np.where(false, NEGATIVE, np.where(unknown, IGNORED, POSITIVE)).astype(np.int8)
 
 
-def _truth(known: tuple[str, ...] | None, name: str, value: str, lexicon: Lexicon) -> int:
-    if known is None:
-        return IGNORED
-    if value in known:
-        return POSITIVE
-    if any(lexicon.related(value, own) for own in known):
-        return IGNORED
-    return NEGATIVE
+def _with_sides(items: Sequence[Facts], lexicon: Lexicon) -> list[Facts]:
+    """Regions with what term and side say of one another: kidney, left -> kidney, left kidney; left kidney -> left."""
+    made: dict[tuple[tuple[str, ...] | None, tuple[str, ...] | None], dict[str, tuple[str, ...]]] = {}
+    out: list[Facts] = []
+    for facts in items:
+        key = facts.get("term"), facts.get("side")
+        if key not in made:
+            made[key] = _side_facts(*key, lexicon)
+        out.append({**facts, **made[key]} if made[key] else facts)
+    return out
+
+
+def _side_facts(
+    terms: tuple[str, ...] | None, sides: tuple[str, ...] | None, lexicon: Lexicon
+) -> dict[str, tuple[str, ...]]:
+    if not terms:
+        return {}
+    if own := lexicon.side(terms[0]):
+        return {"side": (own,)}
+    sided = lexicon.sided(terms[0], sides[0]) if sides else None
+    return {"term": (*terms, sided)} if sided else {}
+
+
+def _truth(items: Sequence[Facts], name: str, values: Sequence[str], lexicon: Lexicon) -> np.ndarray:
+    """int8 (len(items), len(values)): whether each value of a fact is true of each item, found once for equal items."""
+    rows: dict[tuple[tuple[str, ...] | None, ...], int] = {}
+    keys = (name, "absent") if name == "present" else (name,)
+    index = [rows.setdefault(tuple(facts.get(key) for key in keys), len(rows)) for facts in items]
+    column = {value: j for j, value in enumerate(values)}
+    above = lexicon.wholes if name == "anatomy" else lexicon.ancestors
+    ups = {value: above(value) for value in values}
+    below: dict[str, list[int]] = {}
+    for value, up in ups.items():
+        for term in up:
+            below.setdefault(term, []).append(column[value])
+    table = np.full((len(rows), len(values)), IGNORED, np.int8)
+    for (known, *rest), row in rows.items():
+        line = table[row]
+        if name == "present":
+            _presence(line, known or (), rest[0] or (), column, below, lexicon)
+        elif known is not None:
+            line[:] = NEGATIVE
+            for own in known:
+                line[[column[term] for term in above(own) if term in column] + below.get(own, [])] = IGNORED
+            line[[column[own] for own in known if own in column]] = POSITIVE
+    return table[index]
+
+
+def _presence(
+    line: np.ndarray,
+    present: Sequence[str],
+    absent: Sequence[str],
+    column: Mapping[str, int],
+    below: Mapping[str, Sequence[int]],
+    lexicon: Lexicon,
+) -> None:
+    """What shows a left kidney shows a kidney; what shows no kidney shows no left one; all else is unknown."""
+    shown = set(present).union(*map(lexicon.ancestors, present))
+    for term in set(absent) - shown:
+        line[list(below.get(term, ()))] = NEGATIVE
+        if term in column:
+            line[column[term]] = NEGATIVE
+    line[[column[term] for term in shown if term in column]] = POSITIVE
+
+
+def _draw_attribute(items: Sequence[Facts], sided: bool, rng: np.random.Generator) -> tuple[str, str] | None:
+    """One fact that holds for one of the items, each kind of fact with the same chance; None where there is none."""
+    known: dict[str, set[str]] = {}
+    for facts in items:
+        for name, values in facts.items():
+            if name in _STATED and (name, values[0]) not in _UNSAID:
+                known.setdefault(name, set()).add(values[0])
+    if sided:
+        known.pop("side", None)  # the term says it
+    if not known:
+        return None
+    name = sorted(known)[int(rng.integers(len(known)))]
+    return name, sorted(known[name])[int(rng.integers(len(known[name])))]
 
 
 def _word_region(
-    term: str, attribute: Mapping[str, str], lexicon: Lexicon, sampling: TextSampling, rng: np.random.Generator
+    term: str, fact: tuple[str, str] | None, lexicon: Lexicon, sampling: TextSampling, rng: np.random.Generator
 ) -> str:
     name = _name(term, lexicon, sampling, rng)
-    if "size" in attribute:
-        name = f"{attribute['size']} {name}"
-    wording = sampling.region_templates[int(rng.integers(len(sampling.region_templates)))].format(name=name)
-    if "place" in attribute:
-        wording += f" in the {attribute['place']} of the image"
-    if "modality" in attribute:
-        wording += f" on {attribute['modality']}"
+    wording = fill_template(sampling.region_templates[int(rng.integers(len(sampling.region_templates)))], name)
+    if fact is not None:
+        wording += _STATED[fact[0]](fact[1])
     description = lexicon.description(term)
     if description and rng.random() < sampling.descriptions:
         wording += f": {description}"
@@ -195,5 +299,19 @@ def _name(term: str, lexicon: Lexicon, sampling: TextSampling, rng: np.random.Ge
     return term
 
 
-def _third(position: float, low: str, high: str) -> str:
-    return low if position < 0.4 else high if position > 0.6 else ""
+def _says_more(name: str) -> bool:
+    return name in ("anatomy", "present") or name.startswith("label.")
+
+
+def fill_template(template: str, name: str, **others: str | None) -> str:
+    """A template with its {name}, and whatever else it has in braces; "a {name}" becomes "an {name}" where it should."""
+    if _article(name) == "an":
+        template = _ARTICLE.sub(r"\1n ", template)
+    return template.format(name=name, **others)
+
+
+def _article(name: str) -> str:
+    vowel = name[:1].lower() in ("a", "e", "i", "o", "u") and not _CONSONANT.match(name)
+    if name[:1].isupper() and name[1:2] and not name[1:2].islower():  # initials
+        vowel = bool(_SPELLED_VOWEL.match(name))
+    return "an" if vowel else "a"

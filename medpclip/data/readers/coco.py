@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from medpclip.data.readers.base import Entry, Fault, RawRegion, RawSample, Reader
+from medpclip.data.readers.base import Entry, Fault, ImageReader, RawRegion, RawSample
 from medpclip.data.readers.files import is_pattern, list_images
 from medpclip.errors import MedpclipError
 
@@ -47,7 +47,7 @@ class _Listed:
     categories: dict[str, str]
 
 
-class CocoReader(Reader[CocoOptions]):
+class CocoReader(ImageReader[CocoOptions]):
     """Boxes, polygons and run lengths from COCO JSON; the conventions are in the module's description."""
 
     name = "coco"

@@ -6,10 +6,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from medpclip.data.dicom_headers import DICOM_SUFFIXES
 from medpclip.data.readers.base import Entry, Fault
 from medpclip.errors import MedpclipError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm", *DICOM_SUFFIXES)
 # Files that accompany a data set without being an image or an annotation of one.
 _DOCUMENTS = ("", ".md", ".txt", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".html", ".pdf", ".ini", ".db")
 
@@ -57,10 +58,15 @@ def sort_out(source: Path, files: Iterable[Path]) -> tuple[list[Path], list[Faul
     for path in files:
         if path.suffix.lower() in IMAGE_SUFFIXES:
             images.append(path)
-        elif path.suffix.lower() not in _DOCUMENTS:
+        elif not is_document(path):
             name = path.relative_to(source).as_posix()
             faults.append(Fault(name, "", "file is of a kind that no image reader reads", path.suffix))
     return images, faults
+
+
+def is_document(path: Path) -> bool:
+    """Whether a file is of a kind that accompanies a data set without being an image or an annotation of one."""
+    return path.suffix.lower() in _DOCUMENTS
 
 
 def pair(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal
 
-from medpclip.data.readers.base import Entry, Fault, RawRegion, RawSample, Reader, UnusableError
+from medpclip.data.readers.base import Entry, Fault, ImageReader, RawRegion, RawSample, UnusableError
 from medpclip.data.readers.files import list_files, list_images, pair, stem_below
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -40,7 +40,7 @@ class VocOptions:
     declared_size: Literal["check", "ignore"] = "check"
 
 
-class VocReader(Reader[VocOptions]):
+class VocReader(ImageReader[VocOptions]):
     """Boxes from VOC XML; the convention is in the module's description."""
 
     name = "voc"

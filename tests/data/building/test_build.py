@@ -12,9 +12,9 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from medpclip.config import from_mapping
-from medpclip.data.building import build as build_module
 from medpclip.data.building.build import build
 from medpclip.data.building.privacy import Salt
+from medpclip.data.building.quarantine import Quarantine
 from medpclip.data.building.recipe import Recipe
 from medpclip.data.inspection.check import check_folder
 from medpclip.data.schema import Sample, encode_mask
@@ -263,21 +263,6 @@ def test_empty_source(tmp_path: Path) -> None:
         build(recipe(), tmp_path / "nowhere", tmp_path / "out", SALT)
 
 
-def test_interrupted_build_leaves_nothing(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = iter(range(2))
-
-    def read(path: Path) -> Any:
-        if next(calls, None) is None:
-            raise KeyboardInterrupt
-        return original(path)
-
-    original = build_module.read_picture
-    monkeypatch.setattr(build_module, "read_picture", read)
-    with pytest.raises(KeyboardInterrupt):
-        build(recipe(), source.finish(), tmp_path / "out", SALT)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.private", "source"]
-
-
 def test_output_in_use_is_refused(source: Source, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     run(source, tmp_path / "out")  # an empty folder will do
@@ -291,7 +276,7 @@ def test_output_in_use_is_refused(source: Source, tmp_path: Path) -> None:
 
 
 def test_lost_count_is_an_internal_error(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build_module.Quarantine, "add", lambda self, fault: None)
+    monkeypatch.setattr(Quarantine, "add", lambda self, fault: None)
     source.region(bbox=[0, 0, 0, 0])
     with pytest.raises(AssertionError, match="regions: 6 found, 5 written, 0 quarantined"):
         build(recipe(), source.finish(), tmp_path / "out", SALT)

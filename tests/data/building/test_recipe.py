@@ -4,10 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from medpclip.data.building.recipe import Recipe, find_recipe, list_recipes, lookup
+from medpclip.config import read_yaml
+from medpclip.data.building.recipe import Recipe, find_recipe, list_recipes
+from medpclip.data.building.rules import ValueRule, lookup
 from medpclip.data.lexicon.lexicon import Lexicon
 from medpclip.errors import MedpclipError
 
+# Words for sex, age and the like, which are no medical terms.
+PLAIN_WORDS = {"female", "male", "child", "adult", "older adult"}
 SHIPPED = Path(__file__).parents[3] / "data_recipes"
 TEXT = """
 name: cells
@@ -30,9 +34,18 @@ def load(tmp_path: Path, text: str) -> Recipe:
 def test_shipped_recipes_use_terms_of_the_lexicon(path: Path) -> None:
     recipe = Recipe.load(path)
     assert recipe.name == path.stem
-    labels = [term for rule in recipe.labels.values() for term in rule.values.values()]
-    used = {recipe.modality, recipe.anatomy, *recipe.terms.values(), *labels}
-    assert used <= Lexicon.load().terms.keys()
+    rules = [recipe.modality, recipe.anatomy, *recipe.labels.values(), *recipe.attributes.values()]
+    used = {word for rule in rules if rule is not None for word in words_of(rule)} | set(recipe.terms.values())
+    assert used <= Lexicon.load().terms.keys() | PLAIN_WORDS
+    written = read_yaml(path)
+    assert {"group", "split", "licence", "citation", "layout", "laterality"} <= written.keys()
+    assert written["group"], "says who the patient is, or why that can't be known"
+
+
+def words_of(rule: str | ValueRule) -> set[str]:
+    if isinstance(rule, str):
+        return {rule}
+    return {*rule.values.values(), *rule.ranges, *rule.columns.values()}
 
 
 @pytest.mark.parametrize(
@@ -48,7 +61,11 @@ def test_shipped_recipes_use_terms_of_the_lexicon(path: Path) -> None:
         ("split: {files: {training: a}}", "split"),
         ("annotated_terms: [platelet]", "'annotated_terms' has 'platelet'"),
         ("laterality: left", "'laterality' is 'left'"),
-        ("labels: {finding: {key: a}}", "'labels.finding.values' is missing"),
+        ("labels: {finding: {key: a}}", "expected one of 'values'"),
+        ("labels: {finding: {values: {a: b}}}", "everything else needs 'key'"),
+        ("split: {metadata: {key: a, values: {x: training}}}", "must lead to 'train', 'val' and 'test'"),
+        ("path_pattern: '(?P<case'", "'path_pattern' is no regular expression"),
+        ("midline: true", "say which side is which"),
     ],
 )
 def test_faults_are_named(tmp_path: Path, more: str, message: str) -> None:
@@ -62,12 +79,12 @@ def test_faults_are_named(tmp_path: Path, more: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("reader: voc", "reader: vox", "'reader' is 'vox'; known: coco, instance_mask, label_mask, voc"),
+        ("reader: voc", "reader: vox", "'reader' is 'vox'; known: captions, classification, coco, csv_boxes"),
         ("name: cells", "name: Cells!", "'name' is 'Cells!'"),
         ("licence: MIT\n", "", "'licence' is missing"),
         ("{RBC: red blood cell}", "{RBC: 3}", "'terms.RBC' is 3"),
         ("{RBC: red blood cell}", "{RBC: ''}", "maps a label to nothing"),
-        ("reader: voc", "reader: label_mask", "options: key 'values' is missing"),
+        ("reader: voc", "reader: label_mask", "options: 'values' is empty"),
         ("reader: voc", "reader: label_mask\noptions: {values: {'one': a}}", "expected the mask's numbers"),
         ("reader: voc", "reader: instance_mask\noptions: {images: a}", "one of 'label' and 'label_pattern'"),
         ("reader: voc", "reader: instance_mask\noptions: {images: a, label_pattern: b}", "has 0 groups"),

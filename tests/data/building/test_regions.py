@@ -13,11 +13,10 @@ from medpclip.data.readers import Fault, RawRegion
 from medpclip.data.schema import Region, encode_mask, run_lengths
 
 WIDTH, HEIGHT = 20, 10
-TERMS = {"RBC": "red blood cell"}
 
 
-def make(label: str = "RBC", **geometry: object) -> Region | Fault:
-    return make_region(RawRegion(label, "a.xml", "object[0]", **geometry), 1, TERMS, (WIDTH, HEIGHT), "voc")
+def make(**geometry: object) -> Region | Fault:
+    return make_region(RawRegion("RBC", "a.xml", "object[0]", **geometry), 1, "red blood cell", (WIDTH, HEIGHT), "voc")
 
 
 def disc() -> np.ndarray:
@@ -82,7 +81,6 @@ def test_boxes_are_clipped_by_rounding_at_most(bbox: list, expected: list) -> No
         ({"polygons": ["abcdef"]}, "polygon is not a list of numbers"),
         ({"polygons": [[1, 1, 5, 1, 5, 30]]}, "polygon reaches outside the image"),
         ({"polygons": [[1, 1, 5, 5, 1, 5]], "bbox": [1, 1, 0, 0]}, "box is degenerate"),
-        ({"label": "Jane Doe", "bbox": [1, 1, 2, 2]}, "label is not in the recipe's terms"),
     ],
 )
 def test_faults_have_their_reason(geometry: dict, reason: str) -> None:

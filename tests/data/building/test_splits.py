@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medpclip.data.building.recipe import SplitRule
-from medpclip.data.building.splits import Splitter, draw_split
+from medpclip.data.building.rules import SplitRule, ValueRule
+from medpclip.data.building.splits import Splitter, draw_split, refuse_torn_groups
 from medpclip.errors import MedpclipError
 
 GOLDEN = ["train", "test", "train", "test", "train", "train", "test", "train", "train", "train"]
@@ -26,7 +26,7 @@ def test_no_group_is_in_two_splits(images: list[tuple[str, str]], seed: int) -> 
     splitter = Splitter(SplitRule(seed=seed, train=0.4, val=0.3, test=0.3), Path())
     splits = defaultdict(set)
     for image, group in images:
-        splits[group].add(splitter.split(image, group))
+        splits[group].add(splitter.split(image, group, {}))
     assert all(len(found) == 1 for found in splits.values())
 
 
@@ -48,21 +48,33 @@ def test_published_lists_by_stem_name_or_path(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("images/three.png\n")
     splitter = Splitter(SplitRule(files={"train": "a.txt", "test": "b.txt"}), tmp_path)
     names = ("one", "two", "three", "four")
-    found = [splitter.split(f"images/{name}.png", name) for name in names]
+    found = [splitter.split(f"images/{name}.png", f"group of {name}", {}) for name in names]
     assert found == ["train", "train", "test", None]
 
 
 def test_published_folders(tmp_path: Path) -> None:
     splitter = Splitter(SplitRule(folders={"train": "Training", "test": "Testing"}), tmp_path)
     images = ("Training/a.png", "Testing/x/a.png", "TestingMore/a.png")
-    assert [splitter.split(image, image) for image in images] == ["train", "test", None]
+    assert [splitter.split(image, image, {}) for image in images] == ["train", "test", None]
 
 
-def test_published_split_that_tears_a_group_is_refused(tmp_path: Path) -> None:
-    splitter = Splitter(SplitRule(folders={"train": "a", "test": "b"}), tmp_path)
-    splitter.split("a/1.png", "patient")
-    with pytest.raises(MedpclipError, match="one group in 'train' and 'test'"):
-        splitter.split("b/2.png", "patient")
+def test_published_lists_may_name_groups(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("patient 7\n")
+    splitter = Splitter(SplitRule(files={"val": "a.txt"}), tmp_path)
+    assert [splitter.split("x.png", group, {}) for group in ("patient 7", "patient 8")] == ["val", None]
+
+
+def test_published_in_the_metadata() -> None:
+    rule = SplitRule(metadata=ValueRule(key="subset", values={"training": "train", "testing": "test"}))
+    splitter = Splitter(rule, Path())
+    found = [splitter.split("x.png", "x", {"subset": subset}) for subset in ("training", "testing", "other", None)]
+    assert found == ["train", "test", None, None]
+
+
+def test_published_split_that_tears_a_group_is_refused() -> None:
+    refuse_torn_groups([("a/1.png", "patient", "train"), ("a/2.png", "patient", "train"), ("b/1.png", "other", "test")])
+    with pytest.raises(MedpclipError, match="one group in 'train' and 'test'.*b/2.png"):
+        refuse_torn_groups([("a/1.png", "patient", "train"), ("b/2.png", "patient", "test")])
 
 
 def test_broken_lists(tmp_path: Path) -> None:

@@ -149,5 +149,5 @@ def test_long_texts_are_cut_to_the_cell() -> None:
 
     pen = ImageDraw.Draw(Image.new("RGB", (10, 10)))
     cut = sheet._shorten(pen, "term " * 50)
-    assert cut.endswith("...") and pen.textlength(cut, font=sheet._font(13)) <= 340
+    assert cut.endswith("...") and pen.textlength(cut, font=sheet.font(13)) <= 340
     assert sheet._shorten(pen, "term") == "term"

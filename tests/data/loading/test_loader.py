@@ -1,16 +1,36 @@
-"""The order and content of batches: a function of (seed, epoch, sample) and of nothing else."""
+"""The order and content of batches: a function of (seed, epoch, sample) and of nothing else; what can't be used is told."""
 
+import io
+import json
+import random
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from medpclip.data.loading.loader import Augmentation, Batch, BatchOrder, DataConfig, RegionDataset, make_loader
+from medpclip.data.loading.config import Augmentation, DataConfig
+from medpclip.data.loading.geometry import Window
+from medpclip.data.loading.loader import (
+    Batch,
+    RegionDataset,
+    StreamingDataset,
+    check_state,
+    loader_state,
+    make_loader,
+    open_dataset,
+)
+from medpclip.data.loading.order import Item
 from medpclip.data.phantom import write_phantoms
+from medpclip.data.schema import Region, Sample, encode_mask
+from medpclip.data.shards import ShardFolder, ShardWriter
 from medpclip.errors import MedpclipError
+
+STILL = Augmentation(zoom=(1.0, 1.0), shift=0.0, brightness=0.0, contrast=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -20,11 +40,45 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def dataset(shards: Path, **options: object) -> RegionDataset:
-    return RegionDataset(DataConfig([shards], **options), 64, 16, (1, 2, 3), seed=7)  # type: ignore[arg-type]
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """96 images of 16 pixels in 12 shards of 8."""
+    folder = tmp_path_factory.mktemp("tiny") / "source"
+    write_tiny(folder, 96, 8)
+    return folder
 
 
-def first(data: RegionDataset, count: int, start: int = 0) -> list[Batch]:
+def encoded(number: int, side: int = 16, kind: str = "JPEG") -> bytes:
+    stream = io.BytesIO()
+    pixels = np.random.default_rng(number).integers(0, 255, (side, side, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(stream, kind)
+    return stream.getvalue()
+
+
+def tiny_sample(number: int, side: int = 16, **more: object) -> Sample:
+    mask = np.zeros((side, side), bool)
+    mask[4:9, 3:12] = True
+    regions = [
+        Region(0, "a", bbox=[3, 4, 9, 5], segmentation=encode_mask(mask)),
+        Region(1, "b", bbox=[1, 1, 5, 6]),
+        Region(2, "a", points=[[8, 8], [9.5, 3]]),
+    ]
+    given = {"source": "s", "split": "train", "group": f"g{number}", "modality": "m", "regions": regions} | more
+    return Sample(f"{number:04d}", width=side, height=side, **given)  # type: ignore[arg-type]
+
+
+def write_tiny(folder: Path, count: int, per_shard: int) -> None:
+    with ShardWriter(folder, per_shard) as writer:
+        for number in range(count):
+            writer.add(tiny_sample(number), encoded(number), "jpg")
+        writer.finish()
+
+
+def dataset(shards: Path, **options: object) -> RegionDataset | StreamingDataset:
+    return open_dataset(DataConfig([shards], **options), 64, 16, (1, 2, 3), seed=7)  # type: ignore[arg-type]
+
+
+def first(data: RegionDataset | StreamingDataset, count: int, start: int = 0) -> list[Batch]:
     loader = iter(make_loader(data, 4, start))
     return [next(loader) for _ in range(count)]
 
@@ -38,25 +92,44 @@ def same(a: Batch, b: Batch) -> bool:
     )
 
 
+@pytest.mark.parametrize("reader", ["indexed", "streaming"])
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_any_cut_continues_with_the_very_next_batch(shards: Path, workers: int) -> None:
+@pytest.mark.parametrize("world", [1, 2])
+def test_twenty_random_cuts_go_on_with_the_very_next_sample(
+    tiny: Path, reader: str, workers: int, world: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ids before and after a cut = ids of the uncut run, in order, on every rank; over two ends of an epoch."""
+    data = dataset(tiny, reader=reader, workers=workers, shuffle_buffer=10)
+    # 96 samples and batches of 5 leave a rest, and cuts fall into the middle of shards of 8.
+    uncut, total = {}, 96 // (5 * world) * 2 + 3
+    for rank in range(world):
+        loader = make_loader(data, 5, 0, rank, world)
+        uncut[rank] = [next(loader).keys for _ in range(total)]
+    cuts = random.Random(0).choices(range(1, total - 1), k=20)
+    for number, cut in enumerate(cuts):
+        for rank in range(world) if workers == 0 else [number % world]:
+            loader = make_loader(data, 5, cut, rank, world)
+            assert [next(loader).keys for _ in range(2)] == uncut[rank][cut : cut + 2]
+    per_epoch = 96 // (5 * world)
+    epoch = Counter(key for rank in range(world) for keys in uncut[rank][: per_epoch - 2] for key in keys)
+    assert max(epoch.values()) == 1, "no sample twice in an epoch, on any rank"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_after_a_cut_everything_is_the_same_to_the_bit(shards: Path, workers: int) -> None:
     uncut = first(dataset(shards, workers=0), 12)  # over two epoch ends
     for cut in (1, 5, 7):
         rest = first(dataset(shards, workers=workers), 12 - cut, start=cut)
         assert all(same(a, b) for a, b in zip(uncut[cut:], rest, strict=True))
 
 
-def test_an_epoch_has_each_sample_once_and_the_next_is_ordered_otherwise() -> None:
-    order = iter(BatchOrder(20, 4, seed=0))
-    epochs = [[index for _ in range(5) for _, index in next(order)] for _ in range(3)]
-    assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
-    assert epochs[0] != epochs[1] != epochs[2]
-    assert [i for _, i in next(iter(BatchOrder(20, 4, seed=1)))] != epochs[0][:4]
-
-
-def test_too_few_samples_for_a_batch_is_an_error_before_training() -> None:
-    with pytest.raises(MedpclipError, match="batch_size"):
-        BatchOrder(3, 4, seed=0)
+def test_both_readers_make_the_same_of_a_sample(tiny: Path) -> None:
+    indexed, streaming = dataset(tiny), dataset(tiny, reader="streaming", workers=0)
+    assert isinstance(indexed, RegionDataset)
+    number = {indexed.folders[0].rows[i].key: i for i in range(96)}
+    for batch in first(streaming, 3):
+        again = indexed[[Item(0, number[key], 0) for key in batch.keys]]
+        assert same(batch, again)
 
 
 def test_prompts_facts_and_padding_agree(shards: Path) -> None:
@@ -67,27 +140,196 @@ def test_prompts_facts_and_padding_agree(shards: Path) -> None:
 
 
 def test_balanced_draws_take_each_category_before_any_twice(shards: Path) -> None:
-    data = dataset(shards, regions_per_image=3)
+    data = dataset(shards, regions_per_image=3, augmentation=STILL)
+    assert isinstance(data, RegionDataset)
     for index in range(len(data)):
-        sample = data.folders[0].sample(index)
-        regions = data._draw_regions(sample.regions, np.random.default_rng(0))
-        categories = [r.category for r in regions]
-        assert len(set(categories)) == min(3, len({r.category for r in sample.regions}))
+        terms = {r.category for r in data.folders[0].sample(index).regions}
+        drawn = [facts["term"][0] for facts in data[[Item(0, index, 0)]].region_facts[0]]
+        assert len(set(drawn)) == min(3, len(terms))
+
+
+def test_what_is_drawn_for_a_sample_does_not_depend_on_its_companions(shards: Path) -> None:
+    data = dataset(shards)
+    assert isinstance(data, RegionDataset)
+    together = data[[Item(0, i, 0) for i in range(6)]]
+    alone = data[[Item(0, 4, 0)]]
+    assert torch.equal(together.images[4], alone.images[0])
+    assert all(torch.equal(together.prompts[name][4], alone.prompts[name][0]) for name in alone.prompts)
+    other = data[[Item(1, 4, 0)]], data[[Item(0, 4, 1)]]  # another epoch; a second copy in the same one
+    assert not any(torch.equal(alone.images[0], batch.images[0]) for batch in other)
 
 
 def test_without_augmentation_the_image_is_the_padded_original(shards: Path) -> None:
-    still = Augmentation(zoom=(1.0, 1.0), shift=0.0, brightness=0.0, contrast=0.0)
-    data = dataset(shards, augmentation=still)
-    from medpclip.data.loading.geometry import Window
-
+    data = dataset(shards, augmentation=STILL)
+    assert isinstance(data, RegionDataset)
     image = data.folders[0].image(0)
     expected = Window.whole(image.shape[1], image.shape[0]).image(image, 64, (1, 2, 3))
-    assert (data[(0, 0)]["image"] == expected).all()
+    got = data[[Item(0, 0, 0)]].images[0].numpy()
+    assert np.abs(got.astype(int) - expected).max() <= 2  # torch's resize and Pillow's
 
 
-def test_no_shards_is_an_error() -> None:
+@pytest.mark.parametrize("rotate", [0.0, 30.0])
+def test_only_images_without_sides_are_mirrored(tmp_path: Path, rotate: float) -> None:
+    """And with them all that lies on them, and what is said of places."""
+    with ShardWriter(tmp_path / "s") as writer:
+        for number, laterality in enumerate(["none", "radiological"]):
+            sample = tiny_sample(number, side=64, extra={"laterality": laterality})
+            sample.regions = [Region(0, "a", bbox=[2, 20, 12, 10], segmentation=encode_mask(_box_mask(64)))]
+            writer.add(sample, encoded(0, 64, "PNG"), "png")
+        writer.finish()
+    kinds = {"box": 1.0, "mask": 1.0, "point": 1.0}
+    prompts = {"kinds": kinds, "combine": 1.0, "box_jitter": 0.0, "mask_noise": 0.0, "negative": 0.0}
+    from medpclip.data.loading.prompting import PromptSampling
+
+    sampling = PromptSampling(**prompts)  # type: ignore[arg-type]
+    still = {"zoom": (1.0, 1.0), "shift": 0.0, "brightness": 0.0, "contrast": 0.0}
+    data = dataset(tmp_path / "s", augmentation=Augmentation(flip=1.0, rotate=rotate, **still), prompts=sampling)  # type: ignore[arg-type]
+    assert isinstance(data, RegionDataset)
+    seen = Counter[str]()
+    for epoch in range(12):
+        batch = data[[Item(epoch, 0, 0), Item(epoch, 1, 0)]]
+        if not rotate:
+            assert torch.equal(batch.images[0], batch.images[1].flip(1))
+        places = [facts[0]["place"][0] for facts in batch.region_facts]
+        assert "right" in places[0] and "left" in places[1]
+        for row, side in ((0, 1), (1, -1)):
+            p = {name: value[row, 0] for name, value in batch.prompts.items()}
+            if p["box_valid"]:
+                seen["box"] += 1
+                assert ((p["boxes"][0] + p["boxes"][2]) / 2 - 0.5) * side > 0
+            if p["mask_valid"]:
+                seen["mask"] += 1
+                columns = (p["masks"].sum(0) * (torch.arange(16) + 0.5)).sum() / p["masks"].sum() / 16
+                assert (columns - 0.5) * side > 0
+            for point, label in zip(p["points"], p["point_labels"], strict=True):
+                if label == 1:
+                    seen["point"] += 1
+                    assert (point[0] - 0.5) * side > 0
+    assert min(seen[kind] for kind in kinds) > 0
+
+
+def _box_mask(side: int) -> np.ndarray:
+    mask = np.zeros((side, side), bool)
+    mask[20:30, 2:14] = True
+    return mask
+
+
+def break_sample(folder: Path, row: int, what: str) -> None:
+    """Damage a sample's bytes in place, keeping every size."""
+    shards = ShardFolder(folder)
+    at = shards.rows[row]
+    with open(folder / at.shard, "r+b") as stream:
+        if what == "picture":
+            stream.seek(at.image_offset)
+            stream.write(b"\0" * at.image_size)
+        else:
+            stream.seek(at.json_offset)
+            facts = stream.read(at.json_size).decode()
+            changed = {
+                "json": facts[:-1] + ",",
+                "size": facts.replace('"width":16', '"width":17'),
+                "schema": facts.replace('"width":16', '"width":-1'),
+                "box": facts.replace('"bbox":[3,4,9,5]', '"bbox":[3,4,9,"]'.replace('"]', "0]")),
+                "term": facts.replace('"category":"b"', '"category":" "').replace('"category":" "', '"category":[ ]'),
+                "labels": facts.replace('"labels":{}', '"labels":[]'),
+                "runs": facts.replace(json.loads(facts)["regions"][0]["segmentation"]["counts"][:3], "~~~"),
+            }[what]
+            assert len(changed) == len(facts) and changed != facts, what
+            stream.seek(at.json_offset)
+            stream.write(changed.encode())
+
+
+@pytest.mark.parametrize("reader", ["indexed", "streaming"])
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("picture", "image can't be decoded"),
+        ("json", "JSON can't be parsed"),
+        ("size", "mask is of another size|JSON breaks the schema|image is of another size than its JSON says"),
+        ("schema", "JSON breaks the schema"),
+        ("box", "JSON breaks the schema"),
+        ("term", "JSON breaks the schema"),
+        ("labels", "JSON breaks the schema"),
+        ("runs", "JSON breaks the schema"),
+    ],
+)
+def test_a_sample_that_can_not_be_used_is_counted_and_replaced(
+    tmp_path: Path, reader: str, what: str, reason: str
+) -> None:
+    write_tiny(tmp_path / "s", 16, 4)
+    break_sample(tmp_path / "s", 5, what)
+    sampling = {"regions_per_image": 8, "max_unreadable": 1.0, "augmentation": STILL}
+    data = dataset(tmp_path / "s", reader=reader, workers=0, **sampling)
+    loader = make_loader(data, 4)
+    for _ in range(8):  # two epochs
+        batch = next(loader)
+        assert len(batch.keys) == 4 and "0005" not in batch.keys
+        if batch.faults:
+            assert "0005" in batch.faults[0] and "\n" not in batch.faults[0]
+            assert len(set(batch.keys)) == 3, "its place is taken by another of the batch"
+    assert loader.samples == 32 and loader.skipped.total() == 2
+    assert next(iter(loader.skipped)) in reason.split("|")
+
+
+def test_too_many_unusable_samples_stop_the_run(tmp_path: Path) -> None:
+    write_tiny(tmp_path / "s", 16, 4)
+    for row in (3, 5, 8):
+        break_sample(tmp_path / "s", row, "picture")
+    loader = make_loader(dataset(tmp_path / "s", workers=1, max_unreadable=0.002), 4)
+    with pytest.raises(
+        MedpclipError, match=r"3 of \d+ samples can't be used \(image can't be decoded: 3\).*data check"
+    ):
+        for _ in range(4):
+            next(loader)
+    loader = make_loader(dataset(tmp_path / "s", workers=0, max_unreadable=0.0), 16)
+    with pytest.raises(MedpclipError, match=r"3 of 16 samples.*0003|3 of 16 samples.*000[58]"):
+        next(loader)
+
+
+def test_a_batch_without_a_usable_sample_stops_the_run(tmp_path: Path) -> None:
+    write_tiny(tmp_path / "s", 2, 4)
+    for row in range(2):
+        break_sample(tmp_path / "s", row, "picture")
+    loader = make_loader(dataset(tmp_path / "s", workers=1, max_unreadable=1.0), 2)
+    with pytest.raises(MedpclipError, match="none of a batch of 2 samples can be used; the first: .*000"):
+        next(loader)
+
+
+def test_a_shard_that_vanishes_is_no_traceback(tmp_path: Path) -> None:
+    write_tiny(tmp_path / "s", 8, 4)
+    data = dataset(tmp_path / "s", workers=0, max_unreadable=1.0)
+    (tmp_path / "s" / "train-000001.tar").unlink()
+    batch = next(make_loader(data, 8))
+    assert batch.skipped == {"shard can't be read": 4} and set(batch.keys) == {"0000", "0001", "0002", "0003"}
+
+
+def test_no_shards_and_too_few_samples_are_errors_before_training(tiny: Path) -> None:
     with pytest.raises(MedpclipError, match=r"data\.shards"):
         RegionDataset(DataConfig([]), 64, 16, (0, 0, 0), 0)
+    with pytest.raises(MedpclipError, match="'batch_size' is 50 on each of 2 ranks, but an epoch has only 96"):
+        make_loader(dataset(tiny), 50, world=2)
+
+
+def test_a_stream_is_only_continued_by_as_many_workers_and_ranks(tiny: Path) -> None:
+    streaming = DataConfig([tiny], reader="streaming", workers=2)
+    state = json.loads(json.dumps(loader_state(streaming, 7, world=2)))
+    check_state(state, streaming, world=2)
+    with pytest.raises(MedpclipError, match=r"data\.workers was 2, is now 3"):
+        check_state(state, DataConfig([tiny], reader="streaming", workers=3), world=2)
+    with pytest.raises(MedpclipError, match="number of ranks was 2, is now 1"):
+        check_state(state, streaming)
+    with pytest.raises(MedpclipError, match=r"data\.reader was streaming"):
+        check_state(state, DataConfig([tiny]))
+    one = loader_state(DataConfig([tiny], reader="streaming", workers=0), 7)
+    check_state(one, DataConfig([tiny], reader="streaming", workers=1))  # both read one stream
+    check_state(loader_state(DataConfig([tiny], workers=1), 7), DataConfig([tiny], workers=5))
+
+
+def test_weights_name_folders(tiny: Path) -> None:
+    with pytest.raises(MedpclipError, match=r"data\.weights\.sorce.*there is source"):
+        dataset(tiny, weights={"sorce": 2.0})
+    data = dataset(tiny, weights={"source": 0.5})
+    assert isinstance(data, RegionDataset) and len(data.plan) == 48
 
 
 def test_a_bug_in_the_main_process_leaves_no_worker_waiting(shards: Path) -> None:

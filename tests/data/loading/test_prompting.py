@@ -1,20 +1,10 @@
-"""Prompts that are drawn lie where the region is."""
+"""Prompts as annotated; `test_sampling` has the drawn ones."""
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from medpclip.data.loading.geometry import Window
-from medpclip.data.loading.prompting import (
-    PromptSampling,
-    RegionPrompt,
-    available_kinds,
-    exact_prompt,
-    sample_prompt,
-    stack,
-    visible,
-)
+from medpclip.data.loading.prompting import RegionPrompt, available_kinds, exact_prompt, stack
 from medpclip.data.schema import Region, encode_mask
 
 WINDOW = Window.whole(80, 60)
@@ -31,17 +21,6 @@ def disc(x: float = 30, y: float = 20, radius: float = 8) -> tuple[Region, np.nd
 def pixel(point: np.ndarray) -> tuple[int, int]:
     x, y = point * WINDOW.side + (WINDOW.left, WINDOW.top)
     return int(y), int(x)
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10_000))
-def test_clicks_lie_on_the_region_and_negative_ones_off_it(seed: int) -> None:
-    region, mask = disc()
-    sampling = PromptSampling(kinds={"point": 1.0}, combine=0.0, max_points=4, negative=1.0)
-    prompt = sample_prompt(region, WINDOW, 16, sampling, np.random.default_rng(seed))
-    assert 1 <= (prompt.labels == 1).sum() <= 4 and prompt.box is None and prompt.mask is None
-    for point, label in zip(prompt.points, prompt.labels, strict=True):
-        assert mask[pixel(point)] == bool(label)
 
 
 def test_one_exact_click_is_uniform_in_the_mask() -> None:
@@ -67,56 +46,11 @@ def test_exact_box_and_mask_are_the_annotation() -> None:
     assert coverage is not None and np.isclose(coverage.mean() * 80 * 80, mask.sum(), rtol=1e-3)
 
 
-def test_jitter_has_the_stated_size_and_never_inverts_a_box() -> None:
-    region, _ = disc()
-    sampling = PromptSampling(kinds={"box": 1.0}, combine=0.0, box_jitter=0.1)
-    rng = np.random.default_rng(0)
-    boxes = np.array([sample_prompt(region, WINDOW, 16, sampling, rng).box for _ in range(2000)])
-    side = boxes[0, 2:] - boxes[0, :2]
-    assert (boxes[:, 2:] > boxes[:, :2]).all()
-    assert np.allclose(boxes.std(0) / (16 / 80), 0.1, rtol=0.15), side
-
-
-def test_a_region_is_only_prompted_by_what_it_has() -> None:
+def test_a_region_has_the_kinds_that_its_annotation_allows() -> None:
     box_only, point_only = Region(0, "a", bbox=[1, 2, 3, 4]), Region(1, "a", points=[[5, 6]])
     assert available_kinds(box_only) == ("box", "point") and available_kinds(point_only) == ("point",)
     with pytest.raises(KeyError):
         exact_prompt(point_only, WINDOW, "mask", 16, np.random.default_rng(0))
-    for seed in range(20):
-        prompt = sample_prompt(point_only, WINDOW, 16, PromptSampling(kinds={"mask": 1.0}), np.random.default_rng(seed))
-        assert prompt.box is None and prompt.mask is None and (prompt.labels == 1).all()
-
-
-def test_kinds_come_as_often_as_configured() -> None:
-    region, _ = disc()
-    sampling = PromptSampling(kinds={"box": 3.0, "mask": 1.0}, combine=0.0)
-    rng = np.random.default_rng(0)
-    drawn = [sample_prompt(region, WINDOW, 16, sampling, rng) for _ in range(2000)]
-    assert np.isclose(np.mean([p.box is not None for p in drawn]), 0.75, atol=0.03)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10_000), st.integers(-20, 30), st.integers(-20, 30), st.integers(30, 70))
-def test_a_region_half_in_the_window_is_only_prompted_where_it_is_seen(
-    seed: int, left: int, top: int, side: int
-) -> None:
-    region, mask = disc()
-    window = Window(left, top, side)
-    seen = int(window.cut(mask).sum())
-    assert visible(region, window) == (2 * seen >= mask.sum())
-    if visible(region, window):
-        sampling = PromptSampling(kinds={"point": 1.0, "mask": 1.0}, combine=1.0, max_points=4)
-        prompt = sample_prompt(region, window, 16, sampling, np.random.default_rng(seed))
-        assert ((prompt.points >= 0) & (prompt.points <= 1)).all()
-        assert prompt.mask is None or prompt.mask.any()
-
-
-def test_the_second_kind_is_drawn_from_the_configured_ones_too() -> None:
-    region, _ = disc()
-    sampling = PromptSampling(kinds={"box": 1.0}, combine=1.0)
-    for seed in range(50):
-        prompt = sample_prompt(region, WINDOW, 16, sampling, np.random.default_rng(seed))
-        assert prompt.box is not None and prompt.mask is None and not len(prompt.points)
 
 
 def test_stack_pads() -> None:

@@ -1,16 +1,14 @@
-"""Label masks: indices are indices, thresholds are thresholds, components equal a flood fill, specks are counted."""
+"""Label masks: indices are indices, colours are colours, thresholds are thresholds, specks are counted."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from medpclip.data.readers import Entry, Fault, RawSample, UnusableError
-from medpclip.data.readers.label_mask import LabelMaskOptions, LabelMaskReader, split_components
+from medpclip.data.readers.label_mask import LabelMaskOptions, LabelMaskReader, parse_colour
 from medpclip.data.schema import Region
 
 LABELS = {"1": "nerve", "2": "vessel"}
@@ -140,29 +138,137 @@ def test_what_stays_alone_is_a_fault(tmp_path: Path) -> None:
     ]
 
 
-@given(st.lists(st.booleans(), min_size=48, max_size=48), st.sampled_from([4, 8]), st.integers(1, 4))
-def test_components_equal_a_flood_fill(pixels: list[bool], connectivity: int, min_pixels: int) -> None:
-    mask = np.array(pixels).reshape(6, 8)
-    expected = flood_fill(mask, connectivity)
-    kept, specks = split_components(mask, connectivity, min_pixels)
-    assert {frozenset(map(tuple, np.argwhere(part).tolist())) for part in kept} == {
-        part for part in expected if len(part) >= min_pixels
-    }
-    assert specks == sum(len(part) < min_pixels for part in expected)
+COLOURS = {"255,0,0": "nerve", "#0000FF": "vessel"}
+PAINT = np.array([[0, 0, 0], [255, 0, 0], [0, 0, 255], [0, 255, 0]], np.uint8)
 
 
-def flood_fill(mask: np.ndarray, connectivity: int) -> set[frozenset[tuple[int, int]]]:
-    steps = [
-        (y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if abs(y) + abs(x) in ((1,) if connectivity == 4 else (1, 2))
+def coloured(folder: Path, pixels: Any, mask: str = "masks/a.png", **options: Any) -> RawSample:
+    save(folder, pixels, mask=mask)
+    return read(folder, **({"read": "colour", "values": {}, "colours": COLOURS} | options))
+
+
+def test_colours_of_every_mode(tmp_path: Path) -> None:
+    rgb = PAINT[MASK]
+    opaque = np.dstack([rgb, np.full(MASK.shape, 255, np.uint8)])
+    indexed = palette(PAINT.ravel().tolist())
+    for i, (picture, name) in enumerate([(rgb, "a.png"), (opaque, "a.png"), (indexed, "a.png"), (rgb, "a.bmp")]):
+        found = masks(coloured(tmp_path / str(i), picture, mask=f"masks/{name}"))
+        assert [label for label, _ in found] == ["nerve", "vessel"]
+        for (_, mask), value in zip(found, (1, 2), strict=True):
+            assert np.array_equal(mask, value == MASK)
+
+
+def test_colours_void_named_black_and_unknown(tmp_path: Path) -> None:
+    pixels = PAINT[MASK]
+    pixels[0, :4] = [(0, 255, 0), (9, 9, 9), (9, 9, 9), (8, 9, 9)]
+    sample = coloured(tmp_path, pixels, ignore=["#00ff00"], colours=COLOURS | {"0,0,0": "background"})
+    assert [r.label for r in sample.regions] == ["nerve", "vessel", "background"]
+    (fault,) = sample.faults
+    assert (fault.reason, fault.regions) == ("colour in the mask has no label in the recipe", 2)
+    assert fault.detail == "2 colours, as (8, 9, 9), (9, 9, 9)"
+
+
+def test_lossy_colours_by_tolerance(tmp_path: Path) -> None:
+    big = MASK.repeat(16, 0).repeat(16, 1)
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(PAINT[big]).save(tmp_path / "masks" / "a.jpg", quality=90, subsampling=0)
+    (tmp_path / "images").mkdir()
+    Image.fromarray(big).save(tmp_path / "images" / "a.png")
+    options = {"read": "colour", "values": {}, "colours": COLOURS}
+    exact = read(tmp_path, **options).faults
+    assert [fault.reason for fault in exact] == ["colour in the mask has no label in the recipe"]
+    sample = read(tmp_path, **options, tolerance=60)
+    assert not sample.faults
+    for (_, mask), value in zip(masks(sample), (1, 2), strict=True):
+        assert (mask != (big == value)).mean() < 0.002
+
+
+def test_colours_beyond_the_tolerance_are_lost_with_a_count(tmp_path: Path) -> None:
+    pixels = PAINT[MASK]
+    pixels[8, :7] = (0, 255, 0)  # 7 of 600 pixels
+    near = PAINT[MASK]
+    near[near == 255] = 240
+    for options, expected in (({"stray_share": 0.01}, 1), ({"stray_share": 0.012}, 0)):
+        sample = coloured(tmp_path, pixels, tolerance=20, **options)
+        assert [(f.reason, f.regions, f.detail) for f in sample.faults] == [
+            ("colours in the mask fit none of the recipe's", 1, "7 of 600 pixels")
+        ] * expected
+    assert [r.label for r in coloured(tmp_path, near, tolerance=20).regions] == ["nerve", "vessel"]
+
+
+def test_numbers_where_colours_were_expected(tmp_path: Path) -> None:
+    with pytest.raises(UnusableError) as caught:
+        coloured(tmp_path, MASK.astype(np.uint16))
+    assert caught.value.fault.reason == "mask has numbers where colours were expected"
+
+
+def test_each_unnamed_number_is_an_instance(tmp_path: Path) -> None:
+    numbers = np.zeros((20, 30), np.uint16)
+    numbers[2:4, 2:9], numbers[5:9, 5:9], numbers[12:, 3:5], numbers[0, 0] = 1, 700, 65535, 9
+    save(tmp_path, numbers)
+    sample = read(tmp_path, values={"1": "gland"}, unnamed="nucleus", ignore=[9])
+    assert [(r.label, r.key) for r in sample.regions] == [
+        ("gland", "value 1"),
+        ("nucleus", "value 700"),
+        ("nucleus", "value 65535"),
     ]
-    left, out = {(int(y), int(x)) for y, x in np.argwhere(mask)}, set()
-    while left:
-        queue, part = [left.pop()], set()
-        while queue:
-            y, x = queue.pop()
-            part.add((y, x))
-            near = {(y + dy, x + dx) for dy, dx in steps} & left
-            left -= near
-            queue += near
-        out.add(frozenset(part))
-    return out
+    for (_, mask), value in zip(masks(sample), (1, 700, 65535), strict=True):
+        assert np.array_equal(mask, numbers == value)
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.bmp", "a.png"])
+def test_bilevel_and_other_formats(tmp_path: Path, name: str) -> None:
+    save(tmp_path, Image.fromarray(MASK == 1), mask=f"masks/{name}")
+    if name == "a.bmp":  # Pillow's bilevel BMP has a palette of black and white
+        ((_, mask),) = masks(read(tmp_path, read="threshold", values={"1": "nerve"}))
+    else:
+        ((_, mask),) = masks(read(tmp_path))
+    assert np.array_equal(mask, MASK == 1)
+
+
+def test_masks_of_floats(tmp_path: Path) -> None:
+    save(tmp_path, MASK.astype(np.float32), mask="masks/a.tif")
+    assert [r.label for r in read(tmp_path).regions] == ["nerve", "vessel"]
+    save(tmp_path, MASK.astype(np.float32) / 2, mask="masks/a.tif")
+    with pytest.raises(UnusableError) as caught:
+        read(tmp_path)
+    assert caught.value.fault.reason == "mask has fractions where whole numbers were expected"
+
+
+def test_mask_of_several_frames_or_turned(tmp_path: Path) -> None:
+    frame = Image.fromarray(MASK)
+    save(tmp_path, MASK, mask="masks/a.tif")
+    frame.save(tmp_path / "masks" / "a.tif", save_all=True, append_images=[frame])
+    exif = Image.Exif()
+    exif[274] = 6
+    for reason in ("mask file has several frames", "mask is turned by its EXIF orientation"):
+        with pytest.raises(UnusableError) as caught:
+            read(tmp_path)
+        assert (caught.value.fault.reason, caught.value.fault.images) == (reason, 1)
+        frame.save(tmp_path / "masks" / "a.tif", exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"values": {}}, "'values' is empty"),
+        ({"values": {"x": "a"}}, "expected the mask's numbers"),
+        ({"read": "colour"}, "'colours' is empty"),
+        ({"read": "colour", "colours": COLOURS}, "leave out 'values'"),
+        ({"read": "colour", "values": {}, "colours": {"red": "a"}}, "'red' is no colour"),
+        ({"read": "colour", "values": {}, "colours": {"1,2,256": "a"}}, "is no colour"),
+        ({"read": "colour", "values": {}, "colours": COLOURS, "ignore": ["#ff0000"]}, "state a colour twice"),
+        ({"read": "colour", "values": {}, "colours": COLOURS, "tolerance": 300}, "'tolerance' must be"),
+        ({"colours": COLOURS}, "needs 'read: colour'"),
+        ({"ignore": ["#ffffff"]}, "'ignore' has colours"),
+        ({"read": "threshold"}, "gives only the number 1"),
+        ({"min_pixels": 0}, "expected 1 or more"),
+    ],
+)
+def test_options_that_contradict(options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        LabelMaskOptions(**({"values": LABELS} | options))
+
+
+def test_notations_of_colours() -> None:
+    assert parse_colour("255, 0,1") == parse_colour("#FF0001") == (255, 0, 1)

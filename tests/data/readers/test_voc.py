@@ -108,14 +108,14 @@ def test_what_does_not_fit_together_is_a_fault(source: Source) -> None:
     source.image("twice.jpg")
     source.xml("twice.xml", obj("RBC", 1, 2, 3, 4))
     source.xml("orphan.xml", obj("RBC", 1, 2, 3, 4) * 3)
-    (source.folder / "JPEGImages" / "scan.dcm").write_bytes(b"x")
+    (source.folder / "JPEGImages" / "scan.mha").write_bytes(b"x")
     (source.folder / "JPEGImages" / ".DS_Store").write_bytes(b"x")
     faults = [fault for fault in source.reader().scan() if isinstance(fault, Fault)]
     assert sorted((f.file, f.reason, f.images, f.regions) for f in faults) == [
         ("Annotations/orphan.xml", "annotation without an image", 0, 3),
         ("Annotations/twice.xml", "several files share one name", 0, 1),
         ("JPEGImages/alone.png", "image without an annotation", 1, 0),
-        ("JPEGImages/scan.dcm", "file is of a kind that no image reader reads", 0, 0),
+        ("JPEGImages/scan.mha", "file is of a kind that no image reader reads", 0, 0),
         ("JPEGImages/twice.jpg", "several files share one name", 1, 0),
         ("JPEGImages/twice.png", "several files share one name", 1, 0),
     ]

@@ -1,0 +1,316 @@
+"""From the bytes of samples to a `Batch`: the same for both readers.
+
+Images are decoded one by one; everything that concerns regions is done for the whole batch at once. Only what is used
+is checked, quickly; where anything is amiss, the full check of `medpclip.data.schema` says what. A sample that can't be
+used is counted, and its place is taken by the batch's next good one, drawn anew: batches keep their size, and what is
+in them stays a function of (seed, epoch, number).
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+import orjson
+import torch
+from torch import Tensor
+
+from medpclip.data.loading.augment import DRAWS, draw_colours, draw_window
+from medpclip.data.loading.config import DataConfig
+from medpclip.data.loading.decode import decode, recolour, reduction, render
+from medpclip.data.loading.draws import stream_keys, uniforms
+from medpclip.data.loading.facts import Facts, image_facts, region_facts, seen_regions
+from medpclip.data.loading.geometry import Window
+from medpclip.data.loading.prompting import empty_arrays
+from medpclip.data.loading.regions import RegionTable
+from medpclip.data.loading.sampling import Pointed, choose, draws_per_region, sample_prompts
+from medpclip.data.loading.strips import Strips
+from medpclip.data.pictures import PictureError
+from medpclip.data.schema import SCHEMA_VERSION, Region, Sample
+from medpclip.errors import MedpclipError
+
+# What broken facts raise where they are used.
+_AMISS = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError)
+_SAMPLE_KEYS = frozenset(f.name for f in fields(Sample)) - {"key", "regions", "extra"}
+_REGION_KEYS = frozenset(f.name for f in fields(Region)) - {"extra"}
+
+
+@dataclass
+class Record:
+    """A sample as it lies in its shard.
+
+    Attributes:
+        key: the member's name.
+        where: how messages name it: shard and key.
+        image, extension: the encoded picture.
+        facts: the JSON.
+        stream: key of its random numbers.
+    """
+
+    key: str
+    where: str
+    image: bytes
+    extension: str
+    facts: bytes
+    stream: int
+
+
+class UnusableError(Exception):
+    """A sample that can't be used: `reason` is a fixed phrase, the message names shard and key."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass
+class Batch:
+    """Attributes:
+    images: (B, S, S, 3) uint8; planes in memory, as the model wants them in the end.
+    prompts: the fields of `medpclip.models.Prompts`, as tensors, for B images and R regions each.
+    image_facts: what is known of each image.
+    region_facts: what is known of each image's regions, up to R of them; the rest is padding.
+    keys: the samples' keys.
+    skipped: why samples could not be used, and how many; others of the batch stand in their places.
+    faults: the same one by one, with shard and key.
+    """
+
+    images: Tensor
+    prompts: dict[str, Tensor]
+    image_facts: list[Facts]
+    region_facts: list[list[Facts]]
+    keys: list[str]
+    skipped: dict[str, int] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Opened:
+    """A record whose facts are read and whose window is drawn."""
+
+    record: Record
+    facts: dict[str, Any]
+    window: Window
+
+
+@dataclass
+class BatchBuilder:
+    """Builds batches.
+
+    Attributes:
+        config: how to draw.
+        image_size: side of the images, in pixels.
+        mask_grid: side of the grid for mask prompts.
+        fill: the padding's colour.
+    """
+
+    config: DataConfig
+    image_size: int
+    mask_grid: int
+    fill: tuple[int, ...]
+
+    def build(self, records: Sequence[Record | UnusableError]) -> Batch:
+        """The batch of some records, or of why one could not even be read.
+
+        Raises:
+            MedpclipError: none of them can be used.
+        """
+        with _without_garbage_collection():
+            return self._build(list(records))
+
+    def _build(self, places: list[Record | UnusableError]) -> Batch:
+        images = np.empty((len(places), 3, self.image_size, self.image_size), np.uint8)
+        opened: dict[int, _Opened] = {}
+        faults: dict[str, str] = {}  # message -> reason
+        todo = list(range(len(places)))
+        rest: dict[str, Any] = {}
+        while todo:
+            broken = self._open(places, todo, images, opened)
+            if not broken:
+                try:
+                    rest = self._regions([opened[place] for place in range(len(places))])
+                except _AMISS:
+                    broken = _examine(opened)
+                    if not broken:
+                        raise  # a bug of ours
+            faults |= {str(fault): fault.reason for fault in broken.values()}
+            todo = _fill_in(places, opened, broken)
+        return Batch(
+            images=torch.from_numpy(images).permute(0, 2, 3, 1),
+            **rest,
+            keys=[opened[place].record.key for place in range(len(places))],
+            skipped=dict(Counter(faults.values())),
+            faults=list(faults),
+        )
+
+    def _open(
+        self,
+        places: Sequence[Record | UnusableError],
+        todo: Sequence[int],
+        images: np.ndarray,
+        opened: dict[int, _Opened],
+    ) -> dict[int, UnusableError]:
+        """Read facts and images of some places; what can't be used, by place."""
+        broken: dict[int, UnusableError] = {}
+        streams = [0 if isinstance(places[place], UnusableError) else places[place].stream for place in todo]  # type: ignore[union-attr]
+        draws = uniforms(stream_keys(np.array(streams, np.uint64), 0), DRAWS)
+        for place, own in zip(todo, draws, strict=True):
+            record = places[place]
+            try:
+                if isinstance(record, UnusableError):
+                    raise record
+                opened[place] = self._open_one(record, own, images[place])
+            except UnusableError as fault:
+                broken[place] = fault
+        return broken
+
+    def _open_one(self, record: Record, draws: np.ndarray, out: np.ndarray) -> _Opened:
+        try:
+            facts = orjson.loads(record.facts)
+        except ValueError as error:
+            message = f"{record.where}: broken JSON ({error}); rebuild the shard"
+            raise UnusableError("JSON can't be parsed", message) from None
+        if not _looks_sound(facts):
+            raise _schema_fault(facts, record)
+        width, height, augmentation = facts["width"], facts["height"], self.config.augmentation
+        may_flip = facts.get("laterality") == "none"
+        window = draw_window(width, height, may_flip, augmentation, self.image_size, draws)
+        try:
+            pixels, factor = decode(record.image, record.extension, width, height, reduction(window, self.image_size))
+        except PictureError as error:
+            message = f"{record.where}: {error.reason} ({error.detail}); rebuild the shard"
+            raise UnusableError(error.reason, message) from None
+        shown = render(pixels, factor, window, self.image_size, self.fill)
+        recolour(shown, *draw_colours(augmentation, draws), out)
+        return _Opened(record, facts, window)
+
+    def _regions(self, opened: Sequence[_Opened]) -> dict[str, Any]:
+        """What a batch says of regions, and of the images that they are in."""
+        config = self.config
+        table = RegionTable.read([o.facts for o in opened], [o.window for o in opened])
+        streams = np.array([o.record.stream for o in opened], np.uint64)
+        keys = stream_keys(streams[table.image], table.number + 1)
+        candidates = np.flatnonzero(table.visible())
+        first = uniforms(keys[candidates], 1)[:, 0]
+        chosen, rank = table.draw(candidates, first, config.balance, config.regions_per_image)
+        draws = uniforms(keys[chosen], 1 + draws_per_region(config.prompts))[:, 1:]
+        arrays = self._prompts(table, chosen, rank, draws, len(opened))
+        samples = [_sample(o) for o in opened]
+        seen = [seen_regions(sample, o.window) for sample, o in zip(samples, opened, strict=True)]
+        facts: list[list[Facts]] = [[] for _ in opened]
+        for i, number in zip(table.image[chosen].tolist(), table.number[chosen].tolist(), strict=True):
+            sample = samples[i]
+            facts[i].append(region_facts(sample.regions[number], sample, opened[i].window, seen[i]))
+        return {
+            "prompts": {name: torch.from_numpy(array) for name, array in arrays.items()},
+            "image_facts": [image_facts(sample, shown) for sample, shown in zip(samples, seen, strict=True)],
+            "region_facts": facts,
+        }
+
+    def _prompts(
+        self, table: RegionTable, chosen: np.ndarray, rank: np.ndarray, draws: np.ndarray, batch: int
+    ) -> dict[str, np.ndarray]:
+        sampling, width = self.config.prompts, self.config.regions_per_image
+        windows, has_mask, boxes = table.windows.pick(chosen), table.has_mask[chosen], table.boxes[chosen]
+        choice = choose(~np.isnan(boxes[:, 0]), has_mask, sampling, draws)
+        # Only those whose mask matters are decoded.
+        asked = np.flatnonzero(has_mask & (choice.mask | choice.point | (windows.angle != 0)))
+        strips = table.strips(chosen[asked])
+        strips = Strips(asked[strips.owner], strips.x, strips.top, strips.bottom, len(chosen))
+        points = [table.stated[i].get("points") for i in chosen]
+        pointed = Pointed(windows, boxes, strips, has_mask, points, table.sizes[chosen])
+        arrays = empty_arrays(batch, width, sampling.max_points + 1, self.mask_grid)
+        flat = {name: array.reshape(batch * width, *array.shape[2:]) for name, array in arrays.items()}
+        sample_prompts(pointed, choice, sampling, draws, flat, table.image[chosen] * width + rank)
+        return arrays
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """A batch's JSON is thousands of small objects without cycles, all gone at its end; they would set the collector
+    off again and again, to go through all that torch keeps, for a third of the time that everything but decoding takes."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _looks_sound(facts: Any) -> bool:
+    """Whether a sample's own facts have the types that its readers take for granted."""
+    try:
+        return (
+            facts["schema"] == SCHEMA_VERSION
+            and type(facts["width"]) is int
+            and type(facts["height"]) is int
+            and min(facts["width"], facts["height"]) > 0
+            and all(type(facts[name]) is str for name in ("source", "split", "group", "modality"))
+            and all(type(text) is str for text in facts.get("captions", ()))
+            and all(type(term) is str for term in facts.get("annotated_terms", ()))
+            and type(facts.get("labels", {})) is dict
+            and type(facts.get("regions", [])) is list
+            and all(type(region.get("attributes", {})) is dict for region in facts.get("regions", ()))
+        )
+    except _AMISS:
+        return False
+
+
+def _schema_fault(facts: Any, record: Record) -> UnusableError:
+    fault = _check(facts, record)
+    assert fault is not None, f"{record.where}: refused, but without fault"
+    return fault
+
+
+def _check(facts: Any, record: Record) -> UnusableError | None:
+    """What the full check says."""
+    try:
+        Sample.from_json(facts, record.key, record.where)
+    except MedpclipError as error:
+        return UnusableError("JSON breaks the schema", str(error))
+    return None
+
+
+def _examine(opened: Mapping[int, _Opened]) -> dict[int, UnusableError]:
+    """Those whose facts break the schema, by place."""
+    checked = {place: _check(o.facts, o.record) for place, o in opened.items()}
+    return {place: fault for place, fault in checked.items() if fault is not None}
+
+
+def _fill_in(
+    places: list[Record | UnusableError], opened: dict[int, _Opened], broken: Mapping[int, UnusableError]
+) -> list[int]:
+    """Put the batch's next good record, with other random numbers, in each broken one's place; returns those places."""
+    for place in broken:
+        opened.pop(place, None)
+    if not opened:
+        raise MedpclipError(f"none of a batch of {len(places)} samples can be used; the first: {broken[min(broken)]}")
+    for place in sorted(broken):
+        good = min(opened, key=lambda other: (other - place) % len(places))
+        record = opened[good].record
+        places[place] = replace(record, stream=int(stream_keys(record.stream, place)[0]))
+    return sorted(broken)
+
+
+def _sample(opened: _Opened) -> Sample:
+    facts = opened.facts
+    given = {name: value for name, value in facts.items() if name in _SAMPLE_KEYS}
+    extra = {
+        name: value for name, value in facts.items() if name not in _SAMPLE_KEYS and name not in ("schema", "regions")
+    }
+    regions = [_region(stated) for stated in facts.get("regions", ())]
+    return Sample(key=opened.record.key, regions=regions, extra=extra, **given)
+
+
+def _region(stated: dict[str, Any]) -> Region:
+    try:
+        return Region(**stated)
+    except TypeError:  # it has keys that the schema doesn't know
+        known = {name: value for name, value in stated.items() if name in _REGION_KEYS}
+        return Region(**known, extra={name: value for name, value in stated.items() if name not in _REGION_KEYS})
