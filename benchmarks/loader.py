@@ -16,6 +16,7 @@ half size. `order`: how well batches are mixed, and how long the first one takes
 from __future__ import annotations
 
 import argparse
+import gc
 import io
 import json
 import platform
@@ -301,6 +302,7 @@ def main() -> None:
     if args.data is not None and not (args.data / MANIFEST).is_file():
         parser.error(f"{args.data}: no {MANIFEST}")
     torch.set_num_threads(1)
+    gc.freeze()  # as the loader's workers do
     versions = {name: __import__(name).__version__ for name in ("numpy", "PIL", "torch", "open_clip", "webdataset")}
     versions |= {"medpclip": medpclip.__version__, "python": platform.python_version(), "machine": platform.machine()}
     print(versions)

@@ -288,7 +288,10 @@ ERRORS: dict[str, tuple[Callable[[Bench], list[str]], list[str]]] = {
     ),
     "unknown key, task": (lambda b: b.eval(comparator=["crop"]), ["task.yaml", "'comparator'", "mean 'comparators'?"]),
     "unknown key, recipe": (lambda b: b.build({"term": {}}), ["cells.yaml", "'term'", "did you mean 'terms'?"]),
-    "unknown reader": (lambda b: b.build({"reader": "cocoa"}), ["cells.yaml", "'reader' is 'cocoa'", "known: coco"]),
+    "unknown reader": (
+        lambda b: b.build({"reader": "cocoa"}),
+        ["cells.yaml", "'reader' is 'cocoa'", "known: captions"],
+    ),
     "wrong type": (lambda b: b.train(steps="many"), ["train.yaml", "'steps' is 'many'", "expected an integer"]),
     "missing key": (lambda b: ["train", str(b.file("c.yaml", "steps: 1"))], ["c.yaml", "is missing; add it"]),
     "override without '='": (lambda b: b.train("steps"), ["override 'steps'", "write it like"]),

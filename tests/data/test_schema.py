@@ -153,6 +153,12 @@ def test_box_problems_have_a_reason_without_figures(box: list, reason: str | Non
     assert problem is None if reason is None else problem is not None and problem.partition(": ")[0] == reason
 
 
+def test_a_category_must_be_a_term() -> None:
+    for category in ("", None, 3):
+        problem = region_problem(Region(1, category, bbox=[0, 0, 1, 1]), WIDTH, HEIGHT)  # type: ignore[arg-type]
+        assert problem is not None and problem.partition(": ")[0] == "category is not a term"
+
+
 def counts(*runs: int) -> str:
     """Run lengths as a compressed COCO string, written from the format's description."""
     text = ""

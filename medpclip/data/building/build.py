@@ -23,8 +23,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from medpclip import __version__
 from medpclip.data.building.assemble import assemble
 from medpclip.data.building.convert import Converter
@@ -36,8 +34,7 @@ from medpclip.data.building.spool import Plan, Spool, part_folder, spools
 from medpclip.data.readers import Entry, Fault
 from medpclip.data.shards import MANIFEST, read_manifest
 from medpclip.errors import MedpclipError
-
-_LOG_EVERY = 10.0  # seconds between progress lines where there is no terminal
+from medpclip.progress import Progress
 
 
 def build(
@@ -105,12 +102,15 @@ def convert_part(
     spool = Spool(part_folder(private, part, parts))
     mine = range(part - 1, len(chunks), parts)
     name = recipe.name if parts == 1 else f"{recipe.name}, part {part} of {parts}"
-    with _lock(spool.folder), _Progress(name, sum(len(chunks[i]) for i in mine)) as progress:
+    total = sum(len(chunks[i]) for i in mine)
+    with _lock(spool.folder):
         spool.begin(plan, [item for item in scanned if isinstance(item, Fault)])
         todo = [chunk for chunk in mine if not spool.has(chunk)]
-        progress.skip(progress.total - sum(len(chunks[i]) for i in todo))
-        for chunk in _convert_chunks(_Job(converter, chunks, spool), todo, workers):
-            progress.advance(len(chunks[chunk]))
+        if done := total - sum(len(chunks[i]) for i in todo):
+            print(f"{name}: going on after {done} of {total} images", file=sys.stderr)
+        with Progress(name, total, done=done) as progress:
+            for chunk in _convert_chunks(_Job(converter, chunks, spool), todo, workers):
+                progress.advance(len(chunks[chunk]))
     return spool
 
 
@@ -249,40 +249,3 @@ def _watch_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
-
-
-class _Progress:
-    """A bar with rate and remaining time on a terminal, a line now and then elsewhere."""
-
-    def __init__(self, name: str, total: int) -> None:
-        self.name, self.total, self.done, self.skipped = name, total, 0, 0
-        self.bar = tqdm(total=total, desc=name, unit="image") if sys.stderr.isatty() else None
-        self.start = self.last = time.monotonic()
-
-    def skip(self, count: int) -> None:
-        """Count what an earlier run has done."""
-        self.done = self.skipped = count
-        if count:
-            print(f"{self.name}: going on after {count} of {self.total} images", file=sys.stderr)
-        if self.bar is not None:
-            self.bar.initial = self.bar.n = count
-            self.bar.refresh()
-
-    def advance(self, count: int) -> None:
-        self.done += count
-        if self.bar is not None:
-            self.bar.update(count)
-            return
-        now = time.monotonic()
-        if now - self.last >= _LOG_EVERY:
-            rate = (self.done - self.skipped) / (now - self.start)
-            left = (self.total - self.done) / rate
-            print(f"{self.name}: {self.done}/{self.total} images, {rate:.1f}/s, {left:.0f} s left", file=sys.stderr)
-            self.last = now
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        if self.bar is not None:
-            self.bar.close()

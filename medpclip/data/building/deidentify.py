@@ -182,6 +182,8 @@ def _walk(text: str) -> tuple[str, str | None]:
     for run in _runs(text, words):
         given = [_is_given(run, i) for i in range(len(run))]
         shouted = shouted_text or (len(run) >= _SHOUTED_RUN and all(w.group().isupper() for w in run))
+        if shouted and not all(_is_plain_shout(run, i, text) for i in range(len(run))):
+            doubt = doubt or DOUBT_CAPITALS
         names = [not _explained(run, i, small, text, shouted, any(given)) for i in range(len(run))]
         strange = [n or g for n, g in zip(names, given, strict=True)]
         first_of_sentence = _starts_sentence(text, run[0].start())
@@ -228,6 +230,13 @@ def _explained(run: list[re.Match[str]], i: int, small: set[str], text: str, sho
         return True
     following = run[i + 1].group() if i + 1 < len(run) else text[run[i].end() : run[i].end() + 30]
     return word.lower() in small or is_acronym(word) or is_known(word, following)
+
+
+def _is_plain_shout(run: list[re.Match[str]], i: int, text: str) -> bool:
+    """Where all is in capitals, a word that is none of medicine's or of reports may be a name."""
+    word = run[i].group()
+    following = run[i + 1].group() if i + 1 < len(run) else text[run[i].end() : run[i].end() + 30]
+    return not word.isupper() or len(word) < 4 or is_known(word, following)
 
 
 def _is_given(run: list[re.Match[str]], i: int) -> bool:

@@ -14,13 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from medpclip.data.inspection.image_metadata import image_metadata
 from medpclip.data.schema import Sample
 from medpclip.data.shards import MANIFEST, decode_image, index_path, read_manifest
 from medpclip.errors import MedpclipError
 from medpclip.files import file_sha256
+from medpclip.progress import Progress
 
 _BROKEN = (MedpclipError, OSError, ValueError, KeyError, TypeError, tarfile.TarError)
 _HASH = re.compile(r"[0-9a-f]{20,64}")
@@ -47,12 +46,12 @@ def check_folder(folder: Path, workers: int = 1, progress: bool = False) -> Iter
         return
     tally = _Tally()
     shards = manifest["shards"]
-    with tqdm(total=sum(s["samples"] for s in shards), desc=folder.name, unit="image", disable=not progress) as bar:
+    with Progress(folder.name, sum(s["samples"] for s in shards), shown=progress) as bar:
         for shard, report in zip(shards, _reports(folder, shards, workers), strict=True):
             yield from report.problems
             for fact in report.facts:
                 yield from tally.add(fact, folder / shard["name"])
-            bar.update(shard["samples"])
+            bar.advance(shard["samples"])
     yield from _strangers(folder, manifest)
     yield from tally.problems(folder, manifest)
     yield from _sums(folder, manifest)

@@ -8,7 +8,7 @@ a fine hash of 256 bits, and the thumbnails' fine structure. Cost of the first: 
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
 from medpclip.data.inspection.fingerprints import coarse_hash, distances, fine_hash, open_grey, similarity, thumbnail
 from medpclip.data.shards import ShardFolder, read_manifest, shard_folders
 from medpclip.errors import MedpclipError
+from medpclip.progress import Progress
 
 _CHUNK = 256  # images a worker takes at once
 _BLOCK = 2048  # hashes of each side that are compared at once: 32 MiB of differences
@@ -269,7 +269,7 @@ def _pairs(known: _Side, asked: _Side, thresholds: Thresholds, workers: int, pro
     """Candidates by both hashes, then each by its fine structure."""
     found: dict[tuple[int, int, bool], tuple[int, int]] = {}
     blocks = [(i, j) for i in range(0, len(known.keys), _BLOCK) for j in range(0, len(asked.keys), _BLOCK)]
-    for i, j in tqdm(blocks, desc="compare hashes", unit="block", disable=not progress):
+    for i, j in _counted(blocks, len(blocks), "compare hashes", "block", progress):
         for flipped in (False, True):
             coarse = asked.mirrored[:, :1] if flipped else asked.coarse
             fine = asked.mirrored[:, 1:] if flipped else asked.fine
@@ -313,9 +313,16 @@ def _shared_groups(known: _Side, asked: _Side) -> tuple[set[str], set[int]]:
     return {asked.groups[j] for j in members}, members
 
 
+def _counted(items: Iterable[Item], total: int, name: str, unit: str, progress: bool) -> Iterator[Item]:
+    with Progress(name, total, unit, shown=progress) as bar:
+        for item in items:
+            yield item
+            bar.advance()
+
+
 def _map(work: Callable[[Item], Result], jobs: Sequence[Item], workers: int, progress: bool, name: str) -> list[Result]:
     def bar(results: Iterable[Result]) -> list[Result]:
-        return list(tqdm(results, total=len(jobs), desc=name, disable=not progress))
+        return list(_counted(results, len(jobs), name, "picture", progress))
 
     if workers == 1 or len(jobs) < 2:
         return bar(map(work, jobs))

@@ -11,10 +11,10 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from medpclip.data.schema import Region, Sample, run_lengths
 from medpclip.data.shards import ShardFolder
+from medpclip.progress import Progress
 
 GRID = 24  # cells of the map of region centres, each way
 _RESERVOIR = 4096  # values kept of each category: beyond, quantiles are of a random choice
@@ -122,8 +122,10 @@ def tally_folder(folder: Path, progress: bool = False) -> FolderTally:
     shards = ShardFolder(folder)
     name = shards.manifest.get("recipe", {}).get("name", folder.name)
     tally = FolderTally(name, shards.manifest.get("quarantine", {}))
-    for i in tqdm(range(len(shards)), desc=folder.name, unit="image", disable=not progress):
-        tally.add(shards.sample(i))
+    with Progress(folder.name, len(shards), shown=progress) as bar:
+        for i in range(len(shards)):
+            tally.add(shards.sample(i))
+            bar.advance()
     for split, members in tally.groups.items():
         tally.splits[split]["groups"] = len(members)
     return tally

@@ -8,6 +8,7 @@ function of (seed, epoch, ranks, workers). Either way a run continues at exactly
 from __future__ import annotations
 
 import atexit
+import gc
 import multiprocessing
 import os
 import signal
@@ -154,6 +155,7 @@ def _as_it_is(batch: Any) -> Any:
 def _start_worker(worker: int, leaving: Event) -> None:
     """Set up a worker process; `leaving` is set when the main process ends, by a bug perhaps, and wants it gone."""
     torch.set_num_threads(1)
+    gc.freeze()  # what came with the fork stays: going through it again and again would copy its pages, too
 
     def leave_if_asked(number: int, frame: FrameType | None) -> None:
         if leaving.is_set():

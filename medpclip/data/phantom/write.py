@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from medpclip.data.phantom.kinds import PAIRS
 from medpclip.data.phantom.ranges import HELD_OUT_RANGES, TRAIN_RANGES
@@ -22,6 +21,7 @@ from medpclip.data.phantom.scene import SOURCE, draw_sample
 from medpclip.data.schema import SPLITS, Sample
 from medpclip.data.shards import ShardWriter
 from medpclip.errors import MedpclipError
+from medpclip.progress import Progress
 
 _MIN_HELD_OUT = 40
 _CHUNK = 16
@@ -54,8 +54,10 @@ def write_phantoms(out: Path, images: int = 4000, seed: int = 0, workers: int | 
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
         with ShardWriter(temporary / out.name) as writer:
             drawn = _draw_all(tasks, workers or _usable_cores())
-            for sample, image in tqdm(drawn, total=len(tasks), desc="phantoms", unit="image", mininterval=1.0):
-                writer.add(sample, image, "jpg")
+            with Progress("phantoms", len(tasks)) as progress:
+                for sample, image in drawn:
+                    writer.add(sample, image, "jpg")
+                    progress.advance()
             manifest = writer.finish(
                 recipe={"name": SOURCE, "images": images, "seed": seed},
                 pairs=PAIRS,

@@ -318,3 +318,47 @@ def test_no_identifier_gets_into_what_may_be_shared(tmp_path: Path) -> None:
         content = path.name.encode() + path.read_bytes()
         for word in (secret, secret.lower(), "JANE", "scan", str(tmp_path)):
             assert word.encode() not in content, (path.name, word)
+
+
+def test_modality_and_anatomy_from_the_metadata(source: Source, tmp_path: Path) -> None:
+    for image, kind in zip(source.images, ("a", "b", "?"), strict=True):
+        image["kind"] = kind
+    words = {"a": "CT", "b": "MRI"}
+    rule = {"key": "kind", "values": words}
+    manifest, samples, lines = run(source, tmp_path / "out", modality=rule, anatomy=rule)
+    assert sorted((sample.modality, sample.anatomy) for sample in samples) == [("CT", "CT"), ("MRI", "MRI")]
+    (line,) = lines
+    assert (line["reason"], line["images"], line["regions"]) == ("modality of the image is not in the recipe", 1, 2)
+    assert manifest["images"]["quarantined"] == 1
+
+
+def test_attributes_labels_with_several_values_and_midline(source: Source, tmp_path: Path) -> None:
+    source.images[0]["finding"] = "P|Q"
+    labels = {"finding": {"key": "finding", "values": {"P": "pneumonia", "Q": "nodule"}, "separator": "|"}}
+    _, samples, lines = run(source, tmp_path / "out", labels=labels, midline=True)
+    assert not lines
+    assert sorted(sample.labels["finding"] for sample in samples) == [["pneumonia"], ["pneumonia"], ["pneumonia", "nodule"]]
+    assert all(sample.extra == {"laterality": "radiological", "midline": True} for sample in samples)
+
+
+@pytest.mark.parametrize(
+    ("caption", "reason"),
+    [
+        ("Opacity in the left lung, Quillfeather Osterbrook mentions it.", "words with capital letters may be a name"),
+        ("OPACITY OF THE LEFT LUNG, SMITH", "capital letters throughout tell no names apart"),
+        ("Затемнение слева", "letters of a script that the rules don't cover"),
+        ("Dr. Anna Weber, 03.04.2011", "little but identifying words"),
+    ],
+)
+def test_a_doubtful_caption_is_kept_out_and_its_image_is_not(
+    source: Source, tmp_path: Path, caption: str, reason: str
+) -> None:
+    source.images[0]["note"] = caption
+    source.images[1]["note"] = "Opacity in the left lung, seen by Dr. Anna Weber on 3 April 2011."
+    manifest, samples, lines = run(source, tmp_path / "out", captions=["note"])
+    assert manifest["images"]["written"] == 3
+    (line,) = lines
+    assert (line["reason"], line["key"], line["images"]) == (reason, "captions.note", 0)
+    (captioned,) = [sample for sample in samples if sample.captions]
+    assert captioned.captions == ["Opacity in the left lung, seen by [NAME] on [DATE]."]
+    assert manifest["deidentified"] and "Weber" not in json.dumps(manifest)

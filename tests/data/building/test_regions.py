@@ -81,6 +81,9 @@ def test_boxes_are_clipped_by_rounding_at_most(bbox: list, expected: list) -> No
         ({"polygons": ["abcdef"]}, "polygon is not a list of numbers"),
         ({"polygons": [[1, 1, 5, 1, 5, 30]]}, "polygon reaches outside the image"),
         ({"polygons": [[1, 1, 5, 5, 1, 5]], "bbox": [1, 1, 0, 0]}, "box is degenerate"),
+        ({"points": [[1, 1], [2, "3"]]}, "point is not two finite numbers"),
+        ({"points": "here"}, "points are not a list"),
+        ({"points": [[WIDTH + 1, 1]]}, "point lies outside the image"),
     ],
 )
 def test_faults_have_their_reason(geometry: dict, reason: str) -> None:

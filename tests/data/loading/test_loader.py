@@ -109,7 +109,7 @@ def test_twenty_random_cuts_go_on_with_the_very_next_sample(
     for number, cut in enumerate(cuts):
         for rank in range(world) if workers == 0 else [number % world]:
             loader = make_loader(data, 5, cut, rank, world)
-            assert [next(loader).keys for _ in range(2)] == uncut[rank][cut : cut + 2]
+            assert [next(loader).keys for _ in range(total - cut)] == uncut[rank][cut:]
     per_epoch = 96 // (5 * world)
     epoch = Counter(key for rank in range(world) for keys in uncut[rank][: per_epoch - 2] for key in keys)
     assert max(epoch.values()) == 1, "no sample twice in an epoch, on any rank"
@@ -229,8 +229,8 @@ def break_sample(folder: Path, row: int, what: str) -> None:
                 "json": facts[:-1] + ",",
                 "size": facts.replace('"width":16', '"width":17'),
                 "schema": facts.replace('"width":16', '"width":-1'),
-                "box": facts.replace('"bbox":[3,4,9,5]', '"bbox":[3,4,9,"]'.replace('"]', "0]")),
-                "term": facts.replace('"category":"b"', '"category":" "').replace('"category":" "', '"category":[ ]'),
+                "box": facts.replace('"bbox":[3,4,9,5]', '"bbox":[3,4,9,0]'),
+                "term": facts.replace('"category":"b"', '"category":[ ]'),
                 "labels": facts.replace('"labels":{}', '"labels":[]'),
                 "runs": facts.replace(json.loads(facts)["regions"][0]["segmentation"]["counts"][:3], "~~~"),
             }[what]
@@ -245,7 +245,7 @@ def break_sample(folder: Path, row: int, what: str) -> None:
     [
         ("picture", "image can't be decoded"),
         ("json", "JSON can't be parsed"),
-        ("size", "mask is of another size|JSON breaks the schema|image is of another size than its JSON says"),
+        ("size", "image is of another size than its JSON says"),
         ("schema", "JSON breaks the schema"),
         ("box", "JSON breaks the schema"),
         ("term", "JSON breaks the schema"),
@@ -267,8 +267,8 @@ def test_a_sample_that_can_not_be_used_is_counted_and_replaced(
         if batch.faults:
             assert "0005" in batch.faults[0] and "\n" not in batch.faults[0]
             assert len(set(batch.keys)) == 3, "its place is taken by another of the batch"
-    assert loader.samples == 32 and loader.skipped.total() == 2
-    assert next(iter(loader.skipped)) in reason.split("|")
+    assert loader.samples == 32
+    assert dict(loader.skipped) == {reason: 2}
 
 
 def test_too_many_unusable_samples_stop_the_run(tmp_path: Path) -> None:
