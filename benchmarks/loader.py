@@ -41,6 +41,7 @@ from medpclip.data.loading.order import EpochPlan
 from medpclip.data.schema import Region, Sample, encode_mask
 from medpclip.data.shards import MANIFEST, ShardWriter, read_manifest
 
+_WARM_UP = 5000  # samples until all buffers are in use
 SIDE, GRID, FILL = 224, 56, (122, 116, 104)  # ViT-B/16's image, its grid for mask prompts, CLIP's mean colour
 
 
@@ -260,9 +261,12 @@ def memory(args: argparse.Namespace) -> list[dict[str, Any]]:
         batches = make_loader(open_dataset(config, SIDE, GRID, FILL, 0), args.batch)
         seen, marks = 0, []
         for part in range(11):
-            while seen < args.samples * part / 10 + 2000:  # the first 2000 warm up
+            most = 0
+            while seen < args.samples * part / 10 + _WARM_UP:
                 seen += len(next(batches).keys)
-            marks.append(_memory())
+                if seen // args.batch % 8 == 0:  # the most of many moments: what waits in the queue comes and goes
+                    most = max(most, _memory())
+            marks.append(most)
             print(f"{seen:>8} samples: {marks[-1] / 2**20:8.1f} MiB", flush=True)
         growth = marks[-1] / marks[0] - 1
         print(f"growth: {growth:.1%}")

@@ -88,7 +88,7 @@ class Bench:
         return ["train", str(self.file("train.yaml", config | keys)), *map(str, options)]
 
     def train_on(self, shards: Path, workers: int = 0) -> list[str]:
-        return self.train(data={"shards": [str(shards)], "workers": workers})
+        return self.train(data={"shards": [str(shards)], "workers": workers, "max_unreadable": 0.0})
 
     def eval(self, model: Any = None, *options: Any, data: Any = None, **keys: Any) -> list[str]:
         task = TASK | {"data": str(data or self.good.shards)} | keys

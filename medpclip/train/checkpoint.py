@@ -100,7 +100,7 @@ def resume(engine: Engine, config: TrainConfig, folder: Path, allow_other_enviro
     if meta.get("data") != data_hashes(config):
         raise MedpclipError(f"{folder / META}: key 'data': the shards are not those the run began with; restore them")
     if not allow_other_environment:
-        check_state(meta["loader"], config.data)
+        check_state(meta.get("loader", {}), config.data)
         _check_environment(meta, engine, folder)
     load_weights(engine.model, folder)
     engine.load(folder / "engine")

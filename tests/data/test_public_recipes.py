@@ -223,7 +223,7 @@ def radimagenet(source: Path) -> None:
         picture(source / name)
         lists[split].append(name)
     for split, names in lists.items():
-        (source / f"{split}.txt").write_text("\n".join(names) + "\n")
+        (source / f"{split}.csv").write_text("filename,label\n" + "".join(f"{name},x\n" for name in names))
 
 
 def test_radimagenet(tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def renamed_in(path: str, old: str, new: str) -> Callable[[Path], None]:
         ("sa_med2d_20m", sa_med2d, lacks("SAMed2D_v1_class_mapping_id.json"), "class_mapping_id.json: No such file"),
         ("medsam_npz", medsam_npz, arrays_renamed, "nothing"),
         ("medsam_npy", medsam_npy, lacks("imgs"), "imgs: no such folder"),
-        ("radimagenet", radimagenet, lacks("val.txt"), "val.txt: unreadable list"),
+        ("radimagenet", radimagenet, lacks("val.csv"), "val.csv: unreadable list"),
         ("radimagenet", radimagenet, lacks("radiology_ai"), "radiology_ai: no such folder"),
     ],
 )

@@ -263,15 +263,15 @@ def without_split(source: Path) -> None:
     [
         ("totalsegmentator_ct", CT, renamed("ct.nii", "image.nii"), "no NIfTI file fits '**/{case:s[0-9]+}/ct.nii.gz'"),
         ("totalsegmentator_ct", CT, lacks("meta.csv"), "meta.csv: unreadable table"),
-        ("totalsegmentator_ct", CT, renamed("segmentations", "labels"), "nothing fits **/{case}/segmentations"),
+        ("totalsegmentator_ct", CT, renamed("segmentations", "labels"), "nothing fits '**/{case}/segmentations"),
         ("totalsegmentator_ct", CT, without_split, "image is in none of the published splits"),
         ("totalsegmentator_mri", MRI, renamed("mri.nii", "mr.nii"), "/mri.nii.gz'"),
-        ("brats2021", brats2021, renamed("_seg", "-seg"), "nothing fits **/{case}/{case}_seg.nii.gz"),
-        ("brats2023", brats2023, renamed("-seg", "_seg"), "nothing fits **/{case}/{case}-seg.nii.gz"),
+        ("brats2021", brats2021, renamed("_seg", "-seg"), "nothing fits '**/{case}/{case}_seg.nii.gz"),
+        ("brats2023", brats2023, renamed("-seg", "_seg"), "nothing fits '**/{case}/{case}-seg.nii.gz"),
         ("isles2022", isles2022, renamed("_ses-0001", ""), "no NIfTI file fits"),
         ("lits", lits, renamed("volume-", "ct-"), "no NIfTI file fits '**/volume-{case"),
-        ("kits23", kits23, renamed("segmentation", "aggregated_MAJ_seg"), "nothing fits **/{case}/segmentation.nii.gz"),
-        ("msd_task03_liver", msd, renamed("labelsTr", "labels"), "nothing fits **/labelsTr/{case}.nii.gz"),
+        ("kits23", kits23, renamed("segmentation", "aggregated_MAJ_seg"), "nothing fits '**/{case}/segmentation.nii.gz"),
+        ("msd_task03_liver", msd, renamed("labelsTr", "labels"), "nothing fits '**/labelsTr/{case}.nii.gz"),
     ],
 )
 def test_another_layout_is_refused_by_name(

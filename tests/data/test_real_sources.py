@@ -1,4 +1,4 @@
-"""The five shipped recipes on the real sources: counts as published, masks and boxes where they belong."""
+"""The recipes of the real sources: counts as published, masks and boxes where they belong."""
 
 import os
 from pathlib import Path
@@ -35,6 +35,101 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "cxr_lungboxes": {"found": (214, 428), "lost": (1, 2), "terms": {"left lung": 213, "right lung": 213}},
     "usgra_nerve_us": {"found": (170, 423), "lost": (1, 2), "terms": {"nerve": 223, "blood vessel": 198}},
     "dsb2018_nuclei": {"found": (95, 3424), "lost": (0, 0), "terms": {"cell nucleus": 3424}},
+    # One image is there twice, byte for byte.
+    "chula_rbc12": {
+        "found": (94, 3644),
+        "lost": (1, 79),
+        "terms": {
+            "normal red blood cell": 1053,
+            "ovalocyte": 484,
+            "spherocyte": 439,
+            "target cell": 403,
+            "elliptocyte": 288,
+            "stomatocyte": 201,
+            "burr cell": 159,
+            "hypochromic red blood cell": 153,
+            "schistocyte": 128,
+            "macrocyte": 122,
+            "microcyte": 74,
+            "teardrop cell": 45,
+            "uncategorised red blood cell": 16,
+        },
+    },
+    # Six of the 181 rows have no mask and the whole picture as box: they speak of the image.
+    "cxr_structures": {
+        "found": (29, 175),
+        "lost": (0, 0),
+        "terms": {
+            "airway": 29,
+            "cardiomediastinum": 29,
+            "ground-glass opacity": 28,
+            "left lung": 28,
+            "right lung": 28,
+            "consolidation": 10,
+            "monitoring probe": 5,
+            "tube": 5,
+            "central venous line": 4,
+            "nasogastric tube": 4,
+            "endotracheal tube": 3,
+            "pleural effusion": 1,
+            "pneumothorax": 1,
+        },
+    },
+    "brain_mri_tumor": {
+        "found": (360, 360),
+        "lost": (0, 0),
+        "terms": {"glioma": 120, "meningioma": 120, "pituitary tumour": 120},
+    },
+    "btcv_ct": {
+        "found": (98, 540),
+        "lost": (0, 0),
+        "terms": {
+            "aorta": 94,
+            "inferior vena cava": 84,
+            "liver": 63,
+            "stomach": 46,
+            "left kidney": 40,
+            "right kidney": 38,
+            "spleen": 38,
+            "oesophagus": 34,
+            "pancreas": 34,
+            "portal vein and splenic vein": 20,
+            "left adrenal gland": 19,
+            "gallbladder": 15,
+            "right adrenal gland": 15,
+        },
+    },
+    # Three volumes, slice by slice; each of the 19 labels of the volumes is in several slices.
+    "sct_spine_mri": {
+        "found": (69, 216),
+        "lost": (0, 0),
+        "terms": {
+            "nerve rootlets C5": 8,
+            "nerve rootlets C6": 4,
+            "nerve rootlets C7": 6,
+            "spinal cord": 75,
+            "spinal cord at vertebral level C2": 17,
+            "spinal cord at vertebral level C3": 18,
+            "spinal cord at vertebral level C4": 15,
+            "spinal cord at vertebral level C5": 4,
+            "spinal cord centreline": 55,
+            "spinal cord grey matter": 14,
+        },
+    },
+    # Frame by frame, with the slide that is there a second time, compressed otherwise. Lost are four contours of a slice
+    # that isn't there, and all twelve of a structure set that has another one's identifier.
+    "dicom_small": {
+        "found": (54, 66),
+        "lost": (0, 16),
+        "terms": {"bone": 1, "connective tissue": 40, "phantom insert": 9},
+    },
+    "isic2017_derm": {"found": (300, 0), "lost": (0, 0), "terms": {}},
+    "brca_m2c_histology": {
+        "found": (62, 14859),
+        "lost": (0, 0),
+        "terms": {"tumour epithelial cell": 7562, "stromal cell": 3915, "lymphocyte": 3382},
+    },
+    "ham10000_mini": {"found": (5, 5), "lost": (0, 0), "terms": {"skin lesion": 5}},
     # One component has fewer than 20 pixels.
     "kvasir_polyp": {"found": (420, 449), "lost": (0, 1), "terms": {"polyp": 448}},
 }
@@ -59,7 +154,9 @@ def test_counts_are_the_published_ones(built: tuple[str, Path]) -> None:
         for term, count in split["category"].items():
             terms[term] = terms.get(term, 0) + count
     assert terms == expected["terms"]
-    assert set(manifest["splits"]) == {"train", "val", "test"}
+    shards = ShardFolder(out)
+    if len({shards.sample(i).group for i in range(len(shards))}) > 20:
+        assert set(manifest["splits"]) == {"train", "val", "test"}
 
 
 def test_shards_pass_the_deep_check(built: tuple[str, Path]) -> None:

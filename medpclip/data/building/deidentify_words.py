@@ -161,62 +161,75 @@ PROPER = _words(
 # Words of reports that often stand with a capital letter: in headings, at the start of sentences, in titles.
 REPORT = _words(
     """
-    a abnormal abnormality about above abscess absence accessory according acute additional adjacent admission
-    admitted adult advanced after against age air all along also although an and angiogram angiography anterior
-    any aorta aortic apical appearance appearances approach april area areas around arrow arrowhead arrowheads
-    arrows as aspect aspiration assessment associated at atelectasis atypical august axial baby background base
-    based because been before behind being below benign between bilateral biopsy black blood blue body bone both
-    bottom bowel boy brain breast bronchial brother but by calcification calcified can cancer carcinoma cardiac
-    cardiomediastinal case catheter caused cell cells central cerebral cervical change changes chart chest child
-    chronic circle classic classical clear clearly clinical clinically close coarse collapse color colour comment
-    comments common comparison complete computed conclusion confirmed confluent congenital consistent
-    consolidation consolidations consultant contrast control core coronal correlation cough could course crackles
-    cross culture current cyst cystic cytology dark data date dated daughter day days december deep demonstrated
-    demonstrates dense department details detected developed diagnosed diagnosis diagnostic diaphragm did
-    different differential diffuse discharged discussion disease distal distribution doctor done dorsal double dry
-    due during each early echo echocardiography edema effusion effusions either elderly elevated emergency
-    endoscopic endoscopy endotracheal enhanced enhancement enhancing enlarged enlargement erect esophagus
-    evaluation even evidence exam examination example except exclude expert extensive external extra false fatal
-    father february female femoral fever few fibrosis field fig figs figure figures film final finding findings
-    first fissure flair fluid focal focus follow following followup for foreign found four fracture fractures from
-    front frontal full further gastric gastrointestinal general gentleman giant girl given glass good grade
-    gradient gray great green grey gross ground had has have he head healthy heart hematology hemithorax
-    hemorrhage hepatic her here hernia high higher hilar his histological histology histopathology history
-    hospital however husband hyper hypo if ill image images imaging immunohistochemistry impression impressions in
-    incidental including increase increased increasing indication indications infant infection infectious inferior
-    infiltrates inflammatory information initial initially injury inset inside intensive internal interpretation
-    interstitial interval into intra investigation investigations irregular is isolated it its january joint july
-    june key kidney known lab labelled laboratory lady large larger last late later lateral left legend lesion
-    lesions less level light likely limited line lines liver lobe lobes local long longitudinal loss low lower
-    lumbar lung lungs lymph lymphoma macro magnetic magnification main major male malignant man many march margin
-    marked markedly mass masses may mean mechanism medial median mediastinal mediastinum medical medication men
-    metastases metastatic method microscopic microscopy mid middle mild mildly minimal minor mixed moderate more
-    most mostly mother mucosal multi multifocal multiple muscle myocardial name narrow nasal nasogastric near neck
-    necrosis negative neonatal neoplasm nerve neural new newborn no nodular nodule nodules non none normal not
-    note noted notes november now number numerous nurse obstruction obvious october of old on once one only
-    opacification opacities opacity open optic or oral organizing other otherwise our out outcome over overview
-    pain palsy panel partial past patchy pathology patient patients pattern pelvic pelvis per percutaneous
-    perihilar peripheral persistent persisting photograph physician picture plain plane plates pleural pneumonia
-    pneumothorax point polyp portable positive possible post posterior postoperative power pre preoperative
-    presence present presentation presented presents previous previously primary prior probable probably procedure
-    productive progress progression progressive prominent prone proximal pulmonary question radiograph
-    radiographic radiographs radiological radiologist radiology rapid rare reading real reason recent recently
-    recommendation recommendations rectal red reduced reference region registrar related remains renal repeat
-    report reports resident residual respiratory result results reticular retrocardiac review right round routine
-    ruptured sagittal same sample scale scan scanner scans second secondary section see seen segment selected
-    sepsis septal september septic sequence serial serum severe shadow sharp she short shortness should show
-    showed showing shown shows sign signal signs similar simple since single sister site size skin slice slices
-    slight small smoker smooth soft solid some son source specimen spinal spine spleen spontaneous sputum square
-    stable stage stain stained standard star status stenosis stomach straight study subcutaneous subsequent
-    subsequently subtle such suggested suggestion suggestions suggestive superior supine support surface surgeon
-    surgery surgical suspected suspicious swelling symptom symptoms syndrome system systemic table technique test
-    texture than that the their then therapy there these they thick thickened thickening thin third this thoracic
-    thorax three thrombosis through thus thyroid time tip tissue to together tomography top total trachea
-    transverse trauma treatment tree triangle true tube tubes tubular tumor tumour two type typical typically
-    ultrasonography ultrasound under unenhanced unilateral unremarkable upper upright urinary uterine vague valve
-    various vascular vein venous ventral ventricle ventricular very view views viral visible visual wall was we
-    well were wet when where whereas which while white whole widespread width wife with within without woman women
-    worsening xray yellow young your zone zones
+    a abnormal abnormality about above abscess absence accessory according acute addendum additional adequate
+    adjacent admission admitted adult advanced advise advised after against age air all along also although an and
+    angiogram angiography anterior any aorta aortic apex apical apices appearance appearances appetite appreciated
+    approach april area areas around arrow arrowhead arrowheads arrows as aspect aspiration assessment associated at
+    atelectasis atypical august axial baby background base based bases because been before behind being below benign
+    between bibasal bibasilar bilateral bilaterally biopsy black blood blue blunted blunting body bone border both
+    bottom bowel boy brain breast breath bronchial brother but by calcification calcified can cancer carcinoma
+    cardiac cardiomediastinal care case catheter caused cell cells central cerebral cervical change changes chart
+    chest child chills chronic circle classic classical clear clearly clinical clinically close coarse collapse
+    color colour comment comments common compared comparison compatible complaining complains complaint complete
+    computed conclusion confirmed confluent confusion congenital consistent consolidation consolidations consultant
+    contour contrast control core coronal correlate correlation cough could count course crackles cross culture
+    cultures current cyst cystic cytology daily dark data date dated daughter day days december decrease decreased
+    decreasing decubitus deep demonstrated demonstrates demonstrating dense department details detected developed
+    diagnosed diagnosis diagnostic diaphragm diarrhea diarrhoea did different differential diffuse discharge
+    discharged discussion disease distal distribution doctor done dorsal double dry due during dyspnea dyspnoea each
+    earlier early echo echocardiography edema effusion effusions either elderly elevated emergency endoscopic
+    endoscopy endotracheal enhanced enhancement enhancing enlarged enlargement enlarging erect esophagus evaluation
+    even evening evidence evident exam examination example except exclude expert exposure extensive external extra
+    extubated fair false fatal father fatigue february female femoral fever few fibrosis field fig figs figure
+    figures film films final finding findings fine first fissure flair flattened flattening fluid focal focus follow
+    follow-up following followup for foreign found four fracture fractures from front frontal full further gastric
+    gastrointestinal general gentleman giant girl given glass good grade gradient gray great green grey gross
+    grossly ground had has have hazy he head headache healthy heart hematology hemidiaphragm hemithorax hemorrhage
+    hepatic her here hernia high higher hilar his histological histology histopathology history hospital however
+    husband hyper hyperexpanded hypo hypoinflated hypoxia hypoxic identified if ill image images imaging
+    immunohistochemistry impression impressions improved improvement improving in inadequate incidental including
+    increase increased increasing indicates indicating indication indications infant infection infectious inferior
+    infiltrates inflammatory information infrahilar initial initially injury inserted insertion inset inside
+    intensive internal interpretation interstitial interval into intra intubated investigation investigations
+    irregular is isolated it its january joint july june key kidney known lab labelled laboratory labored laboured
+    lady large larger last late later lateral left legend lesion lesions less level light likely limited line linear
+    lines liver lobe lobes local long longitudinal lordotic loss low lower lumbar lung lungs lymph lymphoma macro
+    magnetic magnification main major malaise male malignant man many march margin margins marked markedly mass
+    masses may mean mechanism medial median mediastinal mediastinum medical medication men metastases metastatic
+    method microscopic microscopy mid middle mild mildly minimal minimally minor mixed moderate moderately more
+    morning most mostly mother mucosal multi multifocal multiple muscle myocardial name narrow nasal nasogastric
+    nausea near neck necrosis negative neonatal neonate neoplasm nerve neural new newborn night no nodular nodule
+    nodules non none normal not note noted notes november now number numerous nurse observed obstruction obvious
+    occasional october of old on once one only opacification opacities opacity open optic or oral organizing other
+    otherwise our out outcome outline over overexposed overlying overview oxygen pain palsy panel partial past
+    patchy pathology patient patients pattern pelvic pelvis penetrated per percutaneous perihilar peripheral
+    persistent persisting photograph physician picture placed placement plain plane plates pleural pneumonia
+    pneumothorax point polyp poor portable position positioned positive possible possibly post posterior
+    postoperative power pre preoperative presence present presentation presented presenting presents previous
+    previously primary prior probable probably procedure productive progress progression progressive projecting
+    projects prominence prominent prone proximal pulmonary quality question questionable radiograph radiographic
+    radiographs radiological radiologist radiology rapid rare reading real reason recent recently recommend
+    recommendation recommendations recommended rectal recurrent red reduced reference region registrar regression
+    related remains removal removed renal repeat report reports representing represents resident residual resolution
+    resolved resolving respiratory result results reticular retrocardiac review right rigor rigors rotated rotation
+    round routine ruptured sagittal same sample satisfactory saturation saturations scale scan scanner scans
+    scattered second secondary section see seen segment selected semi-erect semierect sepsis septal september septic
+    sequence serial series serum severe severely shadow sharp she short shortness should show showed showing shown
+    shows side sided sign signal signs silhouette similar simple since single sister site size skin slice slices
+    slight slightly small smell smoker smooth soft solid some son source specimen spike spikes spinal spine spleen
+    spontaneous sputum square stable stage stain stained standard star status stenosis stomach straight streaky
+    studies study subcutaneous suboptimal subsequent subsequently subtle such suggest suggested suggesting
+    suggestion suggestions suggestive suggests superior supine support suprahilar surface surgeon surgery surgical
+    suspected suspicious swab sweats swelling symptom symptoms syndrome system systemic table tachycardia tachypnea
+    tachypnoea taste technique temp temperature tenting test tested testing texture than that the their then therapy
+    there these they thick thickened thickening thin third this thoracic thorax three thrombosis through thus
+    thyroid time tip tissue to today together tomography tomorrow top total trachea transverse trauma treatment tree
+    triangle true tube tubes tubular tumor tumour two type typical typically ultrasonography ultrasound unchanged
+    under underexposed unenhanced unilateral unit unlikely unremarkable upper upright urinary uterine vague valve
+    various vascular vein venous ventilated ventilation ventral ventricle ventricular very view views viral visible
+    visual visualised visualized vomiting wall ward was we weakness weekly weight well were wet wheeze wheezing when
+    where whereas which while white whole widespread width wife with within without woman women worsened worsening
+    xray year-old years-old yellow yesterday young your zone zones
     """
 )
 

@@ -72,8 +72,13 @@ def _read_rows(path: Path, rule: TableRule) -> dict[str, dict[str, Any]]:
             rows: dict[str, dict[str, Any]] = {}
             for row in table:
                 key = _stem(row[rule.key]) if rule.match == "stem" else row[rule.key]
-                if rows.setdefault(key, row) is not row:
-                    raise MedpclipError(f"{path}: '{key}' is in two rows; keep one")
+                if key not in rows:
+                    rows[key] = row
+                elif rule.several == "agree":
+                    rows[key] = {column: value for column, value in rows[key].items() if row.get(column) == value}
+                else:
+                    remedy = "keep one, or set the recipe's 'table.several' to agree"
+                    raise MedpclipError(f"{path}: '{key}' is in two rows; {remedy}")
             return rows
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         why = getattr(error, "strerror", None) or error

@@ -121,7 +121,8 @@ class SplitRule:
     Attributes:
         seed: another seed gives another split; the same one gives the same split in every lab.
         train: fraction of the groups, as the next two; they add up to 1.
-        files: split -> text file of the source with one image (path, name or stem) or group per line.
+        files: split -> text file of the source with one image (path, name or stem) or group per line; of a CSV file its
+            first column below the header.
         folders: split -> first folder of the image's path.
         metadata: from the image's metadata; its words are "train", "val" and "test".
     """
@@ -154,12 +155,14 @@ class TableRule:
         match: what that column holds: the image's "path", "name" or "stem" (with or without extension), or what one
             of its metadata says, by its key ("case", say, where `path_pattern` has a group of that name).
         delimiter: between the cells.
+        several: what several rows of one image are: an error ("refuse"), or one row of what they "agree" on.
     """
 
     file: str
     key: str
     match: str = "stem"
     delimiter: str = ","
+    several: Literal["refuse", "agree"] = "refuse"
 
 
 def check_pattern(pattern: str, key: str) -> None:

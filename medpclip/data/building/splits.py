@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
@@ -73,12 +74,14 @@ def _read_lists(files: Mapping[Any, str], source: Path) -> dict[str, str]:
     for split, name in files.items():
         path = source / name
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             why = getattr(error, "strerror", None) or error
             raise MedpclipError(
                 f"{path}: unreadable list ({why}); check the recipe's key 'split.files.{split}'"
             ) from None
+        if path.suffix.lower() == ".csv":
+            lines = [row[0] for row in list(csv.reader(lines))[1:] if row]
         for line in filter(None, map(str.strip, lines)):
             if listed.setdefault(line, split) != split:
                 raise MedpclipError(f"{path}: '{line}' is in '{listed[line]}' and in '{split}'; keep one")

@@ -183,7 +183,7 @@ class BatchBuilder:
         try:
             pixels, factor = decode(record.image, record.extension, width, height, reduction(window, self.image_size))
         except PictureError as error:
-            message = f"{record.where}: {error.reason} ({error.detail}); rebuild the shard"
+            message = f"{record.where}: {error.detail}; rebuild the shard"
             raise UnusableError(error.reason, message) from None
         shown = render(pixels, factor, window, self.image_size, self.fill)
         recolour(shown, *draw_colours(augmentation, draws), out)
@@ -254,7 +254,9 @@ def _looks_sound(facts: Any) -> bool:
             and all(type(facts[name]) is str for name in ("source", "split", "group", "modality"))
             and all(type(text) is str for text in facts.get("captions", ()))
             and all(type(term) is str for term in facts.get("annotated_terms", ()))
-            and type(facts.get("labels", {})) is dict
+            and all(type(facts.get(name, "")) in (str, type(None)) for name in ("anatomy", "laterality"))
+            and all(type(value) is not dict for value in facts.get("labels", {}).values())
+            and all(type(v) is str for value in facts.get("labels", {}).values() if type(value) is list for v in value)
             and type(facts.get("regions", [])) is list
             and all(type(region.get("attributes", {})) is dict for region in facts.get("regions", ()))
         )
@@ -263,9 +265,8 @@ def _looks_sound(facts: Any) -> bool:
 
 
 def _schema_fault(facts: Any, record: Record) -> UnusableError:
-    fault = _check(facts, record)
-    assert fault is not None, f"{record.where}: refused, but without fault"
-    return fault
+    other = f"{record.where}: a fact is of another type than texts can be made of; rebuild the shard"
+    return _check(facts, record) or UnusableError("JSON breaks the schema", other)
 
 
 def _check(facts: Any, record: Record) -> UnusableError | None:
@@ -290,7 +291,7 @@ def _fill_in(
     for place in broken:
         opened.pop(place, None)
     if not opened:
-        raise MedpclipError(f"none of a batch of {len(places)} samples can be used; the first: {broken[min(broken)]}")
+        raise MedpclipError(f"{broken[min(broken)]} (none of a batch of {len(places)} samples can be used)")
     for place in sorted(broken):
         good = min(opened, key=lambda other: (other - place) % len(places))
         record = opened[good].record

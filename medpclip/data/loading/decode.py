@@ -12,7 +12,7 @@ import io
 import numpy as np
 import simplejpeg
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from medpclip.data.loading.geometry import Window
 from medpclip.data.pictures import DECODING_ERRORS, PictureError
@@ -52,8 +52,10 @@ def decode(data: bytes, extension: str, width: int, height: int, factor: int) ->
                 raise PictureError(*_other_size(picture.size, width, height))
             # As `shards.decode_image` has it: alpha is dropped.
             return np.asarray(picture if picture.mode in ("L", "RGB") else picture.convert("RGB")), 1
+    except UnidentifiedImageError:  # its own message has the address of the bytes in memory
+        raise PictureError("image can't be decoded", "unreadable image (of no known format)") from None
     except DECODING_ERRORS as error:
-        raise PictureError("image can't be decoded", str(error).partition(" <")[0]) from None
+        raise PictureError("image can't be decoded", f"unreadable image ({error})") from None
 
 
 def _decode_jpeg(data: bytes, width: int, height: int, factor: int) -> tuple[np.ndarray, int]:
@@ -72,7 +74,8 @@ def _decode_jpeg(data: bytes, width: int, height: int, factor: int) -> tuple[np.
 
 
 def _other_size(size: tuple[int, int], width: int, height: int) -> tuple[str, str]:
-    return "image is of another size than its JSON says", f"{size[0]}x{size[1]}, not {width}x{height}"
+    detail = f"the image is {size[0]}x{size[1]}, its JSON says {width}x{height}"
+    return "image is of another size than its JSON says", detail
 
 
 def render(pixels: np.ndarray, factor: int, window: Window, size: int, fill: tuple[int, ...]) -> np.ndarray:

@@ -106,10 +106,9 @@ class Loader(Iterator[Batch]):
         count = self.skipped.total()
         if count > self._share * max(self.samples, _ENOUGH):
             reasons = ", ".join(f"{reason}: {n}" for reason, n in self.skipped.most_common())
-            first = batch.faults[0] if batch.faults else "see the log"
             raise MedpclipError(
-                f"{count} of {self.samples} samples can't be used ({reasons}), more than data.max_unreadable "
-                f"({self._share:g}) allows; run 'medpclip data check'. The latest: {first}"
+                f"{batch.faults[0]} ({count} of {self.samples} samples can't be used: {reasons}; "
+                f"data.max_unreadable is {self._share:g}; 'medpclip data check' finds them all)"
             )
         return batch
 

@@ -105,6 +105,10 @@ class NiftiReader(Reader[NiftiOptions]):
                 f"{self.source}: no NIfTI file fits '{self.options.images}'; check --source, or the recipe's key "
                 "'options.images'"
             )
+        if lacking := labels.lacking():
+            raise MedpclipError(
+                f"{self.source}: nothing fits '{lacking}'; check --source, or the recipe's key 'options.labels'"
+            )
         out: list[Entry | Fault] = [self._entry(image, images, labels) for image in sorted(images)]
         for file, sources in labels.sources.items():
             if file not in labels.used:
@@ -204,6 +208,11 @@ class _LabelIndex:
                 found[tuple(texts[name] for name in self._shared[spec])].append(source)
                 self.sources[file].append(source)
             self._found.append(found)
+
+    def lacking(self) -> str | None:
+        """A pattern of label files that every image needs and no file at all fits."""
+        pairs = zip(self.options.labels, self._found, strict=True)
+        return next((labels.files for labels, found in pairs if not found and not labels.optional), None)
 
     def find(self, image: dict[str, str]) -> tuple[list[LabelSource], tuple[str, str] | None]:
         """An image's label files, and what is wrong with them: a reason and a private detail, or None."""

@@ -241,6 +241,22 @@ def test_labels_from_a_table(source: Source, tmp_path: Path) -> None:
         assert not (tmp_path / "b").exists()
 
 
+def test_several_rows_of_one_image(source: Source, tmp_path: Path) -> None:
+    rows = ["scan 0,P,a", "scan 0,P,b", "scan 1,,a"]
+    (source.folder / "table.csv").write_text("\n".join(["name,state,reader", *rows]) + "\n")
+    rule = {"file": "table.csv", "key": "name"}
+    labels = {
+        "state": {"key": "state", "values": {"P": "pneumonia"}},
+        "reader": {"key": "reader", "values": {"a": "lung", "b": "heart"}},
+    }
+    with pytest.raises(MedpclipError, match="'scan 0' is in two rows; keep one"):
+        run(source, tmp_path / "refused", table=rule, labels=labels)
+    _, samples, _ = run(source, tmp_path / "out", table=rule | {"several": "agree"}, labels=labels)
+    found = {sample.key: sample.labels for sample in samples}
+    assert found[SALT.hash("sample", "chest\0images/scan 0.png")] == {"state": "pneumonia"}
+    assert found[SALT.hash("sample", "chest\0images/scan 1.png")] == {"reader": "lung"}
+
+
 def test_group_from_the_path(source: Source, tmp_path: Path) -> None:
     _, samples, _ = run(source, tmp_path / "a", group={"path": r"scan (\d)"})
     assert len({sample.group for sample in samples}) == 3
@@ -337,7 +353,11 @@ def test_attributes_labels_with_several_values_and_midline(source: Source, tmp_p
     labels = {"finding": {"key": "finding", "values": {"P": "pneumonia", "Q": "nodule"}, "separator": "|"}}
     _, samples, lines = run(source, tmp_path / "out", labels=labels, midline=True)
     assert not lines
-    assert sorted(sample.labels["finding"] for sample in samples) == [["pneumonia"], ["pneumonia"], ["pneumonia", "nodule"]]
+    assert sorted(sample.labels["finding"] for sample in samples) == [
+        ["pneumonia"],
+        ["pneumonia"],
+        ["pneumonia", "nodule"],
+    ]
     assert all(sample.extra == {"laterality": "radiological", "midline": True} for sample in samples)
 
 

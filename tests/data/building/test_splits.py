@@ -52,6 +52,16 @@ def test_published_lists_by_stem_name_or_path(tmp_path: Path) -> None:
     assert found == ["train", "train", "test", None]
 
 
+def test_published_lists_may_be_tables(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('filename,label\n"one, first.png",nodule\ntwo.png,mass\n')
+    splitter = Splitter(SplitRule(files={"train": "a.csv"}), tmp_path)
+    assert [splitter.split(f"x/{name}.png", name, {}) for name in ("one, first", "two", "nodule")] == [
+        "train",
+        "train",
+        None,
+    ]
+
+
 def test_published_folders(tmp_path: Path) -> None:
     splitter = Splitter(SplitRule(folders={"train": "Training", "test": "Testing"}), tmp_path)
     images = ("Training/a.png", "Testing/x/a.png", "TestingMore/a.png")
