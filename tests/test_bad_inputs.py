@@ -530,7 +530,7 @@ FAULTS: dict[str, tuple[Callable[[Source], Any], tuple[str, str, str], str]] = {
     "missing image": (
         lambda s: s.image("b.jpg", None),
         ("annotations.json", "images[1]", "image file is missing"),
-        "file_name",
+        "correct its name",
     ),
     "image without an entry": (
         lambda s: (s.folder / "images" / "b.png").write_bytes(image_bytes("PNG", seed=2)),

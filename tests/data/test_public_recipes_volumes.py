@@ -270,7 +270,12 @@ def without_split(source: Path) -> None:
         ("brats2023", brats2023, renamed("-seg", "_seg"), "nothing fits '**/{case}/{case}-seg.nii.gz"),
         ("isles2022", isles2022, renamed("_ses-0001", ""), "no NIfTI file fits"),
         ("lits", lits, renamed("volume-", "ct-"), "no NIfTI file fits '**/volume-{case"),
-        ("kits23", kits23, renamed("segmentation", "aggregated_MAJ_seg"), "nothing fits '**/{case}/segmentation.nii.gz"),
+        (
+            "kits23",
+            kits23,
+            renamed("segmentation", "aggregated_MAJ_seg"),
+            "nothing fits '**/{case}/segmentation.nii.gz",
+        ),
         ("msd_task03_liver", msd, renamed("labelsTr", "labels"), "nothing fits '**/labelsTr/{case}.nii.gz"),
     ],
 )
