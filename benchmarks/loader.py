@@ -117,7 +117,7 @@ def decoder_alone(folder: Path, batch: int, augmentation: Augmentation | None) -
             image, extension, width, height = records[index]
             window = Window.whole(width, height)
             if augmentation:
-                draws = rng.random(batch_module.DRAWS)
+                draws = rng.random(batch_module.DRAWS).tolist()
                 window = batch_module.draw_window(width, height, False, augmentation, SIDE, draws)
             pixels, factor = decode(image, extension, width, height, reduction(window, SIDE))
             render(pixels, factor, window, SIDE, FILL)
@@ -150,7 +150,6 @@ def stages(folder: Path, args: argparse.Namespace) -> dict[str, float]:
     parts = [
         "decode",
         "render",
-        "recolour",
         "_looks_sound",
         "_sample",
         "seen_regions",

@@ -22,6 +22,7 @@ class StepInputs:
 
     Attributes:
         images: (B, S, S, 3) uint8.
+        colours: (B, 2) float32, as `Batch` has them.
         prompts: R prompts for each.
         region_index: (M,) int64: which of the B * R regions are real.
         texts: image texts, then region texts.
@@ -29,6 +30,7 @@ class StepInputs:
     """
 
     images: Tensor
+    colours: Tensor
     prompts: Prompts
     region_index: Tensor
     texts: list[Text]
@@ -65,6 +67,7 @@ def prepare(batch: Batch, lexicon: Lexicon, sampling: TextSampling, seed: tuple[
     region_texts = draw_region_texts(regions, lexicon, sampling, rng)
     return StepInputs(
         images=batch.images,
+        colours=batch.colours,
         prompts=Prompts(**batch.prompts),
         region_index=torch.tensor(index, dtype=torch.int64),
         texts=image_texts + region_texts,
@@ -75,7 +78,7 @@ def prepare(batch: Batch, lexicon: Lexicon, sampling: TextSampling, seed: tuple[
 
 def losses(model: RegionCLIP, inputs: StepInputs, config: LossConfig, device: torch.device) -> StepLosses:
     """Both losses of a micro-batch: the forward pass under whatever autocast is on, the contrast always in float32."""
-    pixels = model.preprocess.to_pixels(inputs.images.to(device, non_blocking=True))
+    pixels = model.preprocess.to_pixels(inputs.images.to(device, non_blocking=True), inputs.colours)
     tokens = model.tokenizer([text.wording for text in inputs.texts]).to(device)
     out = model(pixels, inputs.prompts.to(device, non_blocking=True), tokens)
     with torch.autocast(device.type, enabled=False):  # bfloat16 logits would come in steps of half a unit

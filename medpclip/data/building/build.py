@@ -36,6 +36,8 @@ from medpclip.data.shards import MANIFEST, read_manifest
 from medpclip.errors import MedpclipError
 from medpclip.progress import Progress
 
+_FEWEST_CHUNKS = 32
+
 
 def build(
     recipe: Recipe,
@@ -96,7 +98,8 @@ def convert_part(
     scanned = converter.reader.scan()
     entries = sorted((item for item in scanned if isinstance(item, Entry)), key=lambda entry: entry.image)
     add_metadata(entries, recipe, source)
-    size = converter.reader.batch
+    # Small sources in smaller chunks, so that every worker gets some; parts and workers must not change them.
+    size = min(converter.reader.batch, -(-len(entries) // _FEWEST_CHUNKS) or 1)
     chunks = [entries[i : i + size] for i in range(0, len(entries), size)]
     plan = Plan(recipe.name, recipe.sha256(), salt.fingerprint, __version__, _entries_hash(scanned), len(chunks), parts)
     spool = Spool(part_folder(private, part, parts))

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from medpclip.data.loading.augment import DRAWS, draw_colours, draw_window
 from medpclip.data.loading.config import DataConfig
-from medpclip.data.loading.decode import decode, recolour, reduction, render
+from medpclip.data.loading.decode import decode, reduction, render
 from medpclip.data.loading.draws import stream_keys, uniforms
 from medpclip.data.loading.facts import Facts, image_facts, region_facts, seen_regions
 from medpclip.data.loading.geometry import Window
@@ -71,7 +71,8 @@ class UnusableError(Exception):
 @dataclass
 class Batch:
     """Attributes:
-    images: (B, S, S, 3) uint8; planes in memory, as the model wants them in the end.
+    images: (B, S, S, 3) uint8.
+    colours: (B, 2) float32: gain and offset that augmentation drew; applied on the device, by `Preprocess.to_pixels`.
     prompts: the fields of `medpclip.models.Prompts`, as tensors, for B images and R regions each.
     image_facts: what is known of each image.
     region_facts: what is known of each image's regions, up to R of them; the rest is padding.
@@ -81,6 +82,7 @@ class Batch:
     """
 
     images: Tensor
+    colours: Tensor
     prompts: dict[str, Tensor]
     image_facts: list[Facts]
     region_facts: list[list[Facts]]
@@ -96,6 +98,7 @@ class _Opened:
     record: Record
     facts: dict[str, Any]
     window: Window
+    colours: tuple[float, float]
 
 
 @dataclass
@@ -124,7 +127,7 @@ class BatchBuilder:
             return self._build(list(records))
 
     def _build(self, places: list[Record | UnusableError]) -> Batch:
-        images = np.empty((len(places), 3, self.image_size, self.image_size), np.uint8)
+        images = np.empty((len(places), self.image_size, self.image_size, 3), np.uint8)
         opened: dict[int, _Opened] = {}
         faults: dict[str, str] = {}  # message -> reason
         todo = list(range(len(places)))
@@ -141,7 +144,8 @@ class BatchBuilder:
             faults |= {str(fault): fault.reason for fault in broken.values()}
             todo = _fill_in(places, opened, broken)
         return Batch(
-            images=torch.from_numpy(images).permute(0, 2, 3, 1),
+            images=torch.from_numpy(images),
+            colours=torch.tensor([opened[place].colours for place in range(len(places))], dtype=torch.float32),
             **rest,
             keys=[opened[place].record.key for place in range(len(places))],
             skipped=dict(Counter(faults.values())),
@@ -158,7 +162,7 @@ class BatchBuilder:
         """Read facts and images of some places; what can't be used, by place."""
         broken: dict[int, UnusableError] = {}
         streams = [0 if isinstance(places[place], UnusableError) else places[place].stream for place in todo]  # type: ignore[union-attr]
-        draws = uniforms(stream_keys(np.array(streams, np.uint64), 0), DRAWS)
+        draws = uniforms(stream_keys(np.array(streams, np.uint64), 0), DRAWS).tolist()
         for place, own in zip(todo, draws, strict=True):
             record = places[place]
             try:
@@ -169,7 +173,7 @@ class BatchBuilder:
                 broken[place] = fault
         return broken
 
-    def _open_one(self, record: Record, draws: np.ndarray, out: np.ndarray) -> _Opened:
+    def _open_one(self, record: Record, draws: list[float], out: np.ndarray) -> _Opened:
         try:
             facts = orjson.loads(record.facts)
         except ValueError as error:
@@ -185,9 +189,8 @@ class BatchBuilder:
         except PictureError as error:
             message = f"{record.where}: {error.detail}; rebuild the shard"
             raise UnusableError(error.reason, message) from None
-        shown = render(pixels, factor, window, self.image_size, self.fill)
-        recolour(shown, *draw_colours(augmentation, draws), out)
-        return _Opened(record, facts, window)
+        out[:] = render(pixels, factor, window, self.image_size, self.fill)
+        return _Opened(record, facts, window, draw_colours(augmentation, draws))
 
     def _regions(self, opened: Sequence[_Opened]) -> dict[str, Any]:
         """What a batch says of regions, and of the images that they are in."""

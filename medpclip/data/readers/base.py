@@ -134,7 +134,7 @@ class Reader(ABC, Generic[Options]):
 
     Attributes:
         name: what recipes call it.
-        batch: how many entries a worker takes at once; 1 where an entry is a volume.
+        batch: how many entries a worker takes at once, at most; 1 where an entry is a volume.
     """
 
     name: ClassVar[str]

@@ -63,6 +63,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CocoReader, "batch", 4)
+    monkeypatch.setattr(build_module, "_FEWEST_CHUNKS", 1)
 
 
 @pytest.fixture(scope="module")
