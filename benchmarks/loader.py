@@ -151,8 +151,8 @@ def stages(folder: Path, args: argparse.Namespace) -> dict[str, float]:
         "decode",
         "render",
         "_looks_sound",
-        "_sample",
-        "seen_regions",
+        "look",
+        "image_facts",
         "region_facts",
         "sample_prompts",
     ]

@@ -37,8 +37,8 @@ class Progress:
         elif self.shown and now - self.last >= _LOG_EVERY:
             self.last = now
             rate = (self.done - self.before) / (now - self.start)
-            left = (self.total - self.done) / rate
-            text = f"{self.name}: {self.done}/{self.total} {self.unit}s, {rate:.1f}/s, {left:.0f} s left"
+            left = f"{(self.total - self.done) / rate:.0f} s left" if rate else "nothing done yet"
+            text = f"{self.name}: {self.done}/{self.total} {self.unit}s, {rate:.1f}/s, {left}"
             print(text, file=sys.stderr, flush=True)
 
     def __enter__(self) -> Progress:

@@ -110,7 +110,8 @@ def _add_workers(leaf: argparse.ArgumentParser) -> None:
 
 
 def _workers(args: argparse.Namespace) -> int:
-    count = args.workers if args.workers is not None else len(os.sched_getaffinity(0))
+    usable = getattr(os, "sched_getaffinity", None)  # macOS has none
+    count = args.workers if args.workers is not None else len(usable(0)) if usable else os.cpu_count() or 1
     if count < 1:
         raise MedpclipError(f"--workers is {count}; give 1 or more")
     return count

@@ -7,8 +7,10 @@ RGB. Whatever else the file carries
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
+import re
 import struct
 import zlib
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from PIL import Image, UnidentifiedImageError
 
 from medpclip.data.dicom_headers import DICOM_SUFFIXES, is_dicom
 from medpclip.data.stripping import PictureError, strip_jpeg, strip_png
+from medpclip.errors import MedpclipError
 
 ORIENTATION_TAG = 274  # EXIF tag
 # What Pillow's decoders raise at damaged files.
@@ -35,6 +38,26 @@ DECODING_ERRORS = (
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
+)
+# libjpeg-turbo's warnings of missing or wrong data: Pillow fills in grey and says nothing.
+_DAMAGED, _HARMLESS = ("Corrupt JPEG data", "Premature end"), "extraneous bytes"
+# Of all that Pillow opens: none that calls another program, as EPS calls Ghostscript.
+_FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF", "PPM", "JPEG2000")
+# Pillow's names of what it reads by the upper byte alone.
+_DEEP_COLOURS = re.compile(r"(?:LA|RGB[AX]?);16[BLN]")
+# What a lost network drive or too many open files say of every file.
+_OF_THE_MACHINE = frozenset(
+    {
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.ESTALE,
+        errno.ENOTCONN,
+        errno.ETIMEDOUT,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENODEV,
+    }
 )
 _PERCENTILES = (0.5, 99.5)
 DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
@@ -71,6 +94,7 @@ def read_picture(path: Path) -> Picture:
 
     Raises:
         PictureError: unreadable, truncated, several frames, or an EXIF orientation.
+        MedpclipError: the whole source can't be read any more; to lose its images one by one would be wrong.
     """
     if path.suffix.lower() in DICOM_SUFFIXES or is_dicom(path):
         from medpclip.data.dicom_pictures import read_dicom_picture  # it imports this module
@@ -79,6 +103,11 @@ def read_picture(path: Path) -> Picture:
     try:
         data = path.read_bytes()
     except OSError as error:
+        if error.errno in _OF_THE_MACHINE or not path.parent.is_dir():
+            raise MedpclipError(
+                f"{path}: can't be read ({error.strerror}), nor can others, it seems; see that the source is there, and "
+                "run the same command again: it goes on from where it stopped"
+            ) from None
         raise PictureError("image can't be decoded", str(error)) from None
     return read_picture_bytes(data)
 
@@ -87,7 +116,8 @@ def read_picture_bytes(data: bytes) -> Picture:
     """The same for the content of an image file."""
     try:
         digest = hashlib.sha256(data).hexdigest()
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            deep = any(_DEEP_COLOURS.search(str(tile[3])) for tile in image.tile)  # getexif may load, and forget it
             # Most tools draw on the pixels as stored, some on the picture as shown: nobody knows which it was.
             orientation = image.getexif().get(ORIENTATION_TAG, 1)
             if orientation in range(2, 9):
@@ -100,7 +130,7 @@ def read_picture_bytes(data: bytes) -> Picture:
             clean = strip_png(data) if image.format == "PNG" and image.mode in ("L", "RGB") else None
             if clean is not None:
                 return Picture(clean, "png", np.asarray(image), digest)
-            return _encode(image, digest)
+            return _encode(image, digest, {"window": [0.0, 65535.0], "bits": 16} if deep else None)
     except UnidentifiedImageError:  # its own message has the address of the bytes in memory
         raise PictureError("image can't be decoded", "of no known format") from None
     except DECODING_ERRORS as error:
@@ -118,7 +148,7 @@ def read_size(path: Path) -> tuple[int, int]:
 
         return read_dicom_size(path)
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
             return image.size
     except DECODING_ERRORS as error:
         raise PictureError("image can't be decoded", str(error)) from None
@@ -142,17 +172,16 @@ def _read_jpeg(data: bytes, digest: str) -> Picture:
             return Picture(clean, "jpg", simplejpeg.decode_jpeg(clean, "GRAY")[:, :, 0], digest)
         if space in ("YCbCr", "RGB"):
             return Picture(clean, "jpg", simplejpeg.decode_jpeg(clean, "RGB"), digest)
-    except ValueError:
-        pass  # Pillow knows more kinds, or says what is wrong
-    with Image.open(io.BytesIO(clean)) as image:
-        image.load()
-        if image.mode not in ("L", "RGB"):  # CMYK and its like
-            return _encode(image, digest)
-        return Picture(clean, "jpg", np.asarray(image), digest)
+        simplejpeg.decode_jpeg(clean, "CMYK")
+    except ValueError as error:
+        if any(words in str(error) for words in _DAMAGED) and _HARMLESS not in str(error):
+            raise PictureError("image can't be decoded", str(error)) from None
+    # Pillow knows more kinds; bytes between the last block and the end, where anything may stand, are left behind too.
+    with Image.open(io.BytesIO(clean), formats=_FORMATS) as image:
+        return _encode(image, digest)
 
 
-def _encode(image: Image.Image, digest: str) -> Picture:
-    intensity = None
+def _encode(image: Image.Image, digest: str, intensity: dict[str, Any] | None = None) -> Picture:
     if image.mode in DEEP_MODES:
         pixels, intensity = window_to_8_bits(np.asarray(image), 32 if image.mode in ("I", "F") else 16)
     elif image.mode in ("1", "L", "LA", "La"):

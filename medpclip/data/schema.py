@@ -232,8 +232,9 @@ def run_lengths(counts: Any, pixels: int) -> np.ndarray:
     """
     if not isinstance(counts, str):
         raise ValueError("mask is not run lengths: expected 'counts' as a compressed string")
-    bits = np.frombuffer(counts.encode("utf-32-le"), np.uint32).astype(np.int64) - 48
-    if not bits.size or bits.min() < 0 or bits.max() > 63 or bits[-1] & 32:
+    # Half a surrogate pair, which JSON may hold, has no code in UTF-32; no character beyond ASCII is one of the 64.
+    bits = np.frombuffer(counts.encode("ascii", "replace"), np.uint8).astype(np.int64) - 48
+    if not counts.isascii() or not bits.size or bits.min() < 0 or bits.max() > 63 or bits[-1] & 32:
         raise ValueError(f"run lengths are broken: not a compressed string, or cut off: {counts[:20]!r}")
     last = np.flatnonzero(bits < 32)
     first = np.concatenate([[0], last[:-1] + 1])
@@ -273,7 +274,7 @@ def _integer(value: Any) -> bool:
 def _facts(value: Any) -> bool:
     """Names with strings or finite numbers."""
     return _is_object(value) and all(
-        isinstance(v, str) or (isinstance(v, (int, float)) and math.isfinite(v)) for v in value.values()
+        isinstance(v, str) or (isinstance(v, (int, float)) and _finite(v)) for v in value.values()
     )
 
 
@@ -297,8 +298,15 @@ def _numbers(value: Any, count: int) -> bool:
     return (
         isinstance(value, (list, tuple))
         and len(value) == count
-        and all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in value)
+        and all(isinstance(v, (int, float)) and not isinstance(v, bool) and _finite(v) for v in value)
     )
+
+
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # JSON's whole numbers may be larger than any float
+        return False
 
 
 def _expect(condition: bool, where: str, name: str, value: Any, expected: str) -> None:

@@ -14,8 +14,8 @@ class PictureError(Exception):
         self.detail = detail
 
 
-_SOI, _EOI, _SOS, _COM = 0xD8, 0xD9, 0xDA, 0xFE
-_APP0, _APP14, _APP15 = 0xE0, 0xEE, 0xEF
+_EOI, _SOS, _DQT, _DNL, _DRI = 0xD9, 0xDA, 0xDB, 0xDC, 0xDD
+_APP0, _APP14 = 0xE0, 0xEE
 
 
 def strip_jpeg(data: bytes) -> bytes:
@@ -47,9 +47,9 @@ def strip_jpeg(data: bytes) -> bytes:
             raise PictureError("image is truncated", f"JPEG segment at byte {start} is cut off")
         body = data[at + 2 : at + length]
         at += length
-        if not (_APP0 <= marker <= _APP15 or marker == _COM):
+        if _is_needed(marker) and (marker != _DNL or len(body) == 2):
             out.append(b"\xff" + bytes([marker]) + data[at - length : at])
-        elif kept := _needed(marker, body):
+        elif kept := _needed_part(marker, body):
             out.append(b"\xff" + bytes([marker]) + (len(kept) + 2).to_bytes(2, "big") + kept)
         if marker == _SOS:
             end = _scan_end(data, at)
@@ -57,7 +57,12 @@ def strip_jpeg(data: bytes) -> bytes:
             at = end
 
 
-def _needed(marker: int, body: bytes) -> bytes:
+def _is_needed(marker: int) -> bool:
+    """Whether decoding needs a segment as it stands: frames, tables and scans (table B.1)."""
+    return 0xC0 <= marker <= 0xCF or marker in (_SOS, _DQT, _DNL, _DRI)
+
+
+def _needed_part(marker: int, body: bytes) -> bytes:
     if marker == _APP0 and body.startswith(b"JFIF\0") and len(body) >= 14:
         return body[:12] + b"\0\0"  # width and height of the thumbnail: none
     if marker == _APP14 and body.startswith(b"Adobe") and len(body) >= 12:

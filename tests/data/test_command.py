@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -168,3 +169,11 @@ def test_readers_and_recipes_say_what_they_are(work: Path, capsys: pytest.Captur
     assert "min_pixels: 1" in capsys.readouterr().out
     assert medpclip("recipes", "one") == 0
     assert "terms:\n  cell: blood cell" in capsys.readouterr().out
+
+
+def test_workers_where_the_system_tells_no_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS has no such call."""
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    assert command._workers(argparse.Namespace(workers=None)) == 7
+    assert command._workers(argparse.Namespace(workers=3)) == 3

@@ -1,6 +1,10 @@
 """Image files -> shard bytes: pixels as they were, everything else gone."""
 
+import errno
 import io
+import struct
+import subprocess
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from medpclip.data.pictures import PictureError, read_picture
+from medpclip.data.inspection.image_metadata import image_metadata
+from medpclip.data.pictures import PictureError, read_picture, read_size
 from medpclip.data.stripping import strip_jpeg, strip_png
+from medpclip.errors import MedpclipError
 
 SECRET = b"DOE^JANE"
 RNG = np.random.default_rng(0)
@@ -170,6 +176,21 @@ def test_missing_file_is_a_fault(tmp_path: Path) -> None:
         read_picture(tmp_path / "none.png")
 
 
+def test_a_source_that_is_gone_ends_the_build_instead_of_losing_its_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = put(tmp_path, encode(RGB, "PNG"), "a.png")
+    with pytest.raises(MedpclipError, match="see that the source is there, and run the same command again"):
+        read_picture(tmp_path / "unmounted" / "a.png")
+
+    def stale(*_: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(Path, "read_bytes", stale)
+    with pytest.raises(MedpclipError, match=r"a.png: can't be read \(Stale file handle\)"):
+        read_picture(path)
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(["JPEG", "PNG", "TIFF", "GIF", "BMP"]), st.data())
 def test_damaged_bytes_are_decoded_or_refused_never_worse(
@@ -183,3 +204,64 @@ def test_damaged_bytes_are_decoded_or_refused_never_worse(
         read_picture(path)
     except PictureError as error:
         assert error.reason
+
+
+def with_extra(data: bytes) -> bytes:
+    return data[:-2] + SECRET + data[-2:]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_bytes_between_the_last_block_and_the_end_are_left_behind(tmp_path: Path, mode: str) -> None:
+    """Decoders skip them, so anything may stand there."""
+    data = encode(RGB, "JPEG", mode)
+    picture = read_picture(put(tmp_path, with_extra(data)))
+    assert SECRET not in picture.data
+    assert picture.extension == "png"
+    assert np.array_equal(picture.pixels, np.asarray(Image.open(io.BytesIO(data))))
+
+
+@pytest.mark.parametrize("marker", [0xDC, 0xF0, 0xF7, 0xFD, 0xEB, 0xFE])
+def test_segments_that_decoding_does_not_need_are_dropped(marker: int) -> None:
+    data = encode(RGB, "JPEG")
+    segment = bytes([0xFF, marker]) + (len(SECRET) + 2).to_bytes(2, "big") + SECRET
+    assert strip_jpeg(data[:2] + segment + data[2:]) == strip_jpeg(data)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_that_lost_data_in_its_middle_is_refused(tmp_path: Path, mode: str, progressive: bool) -> None:
+    """Its end marker is there: decoders fill in grey, and most say nothing."""
+    data = encode(np.tile(RGB, (5, 5, 1)), "JPEG", mode, progressive=progressive)
+    with pytest.raises(PictureError, match="can't be decoded"):
+        read_picture(put(tmp_path, data[: len(data) * 2 // 3] + b"\xff\xd9"))
+
+
+@pytest.mark.parametrize(("colour_type", "channels"), [(2, 3), (4, 2), (6, 4)], ids=["rgb", "grey+alpha", "rgba"])
+def test_16_bit_colours_are_read_by_their_upper_byte_and_say_so(
+    tmp_path: Path, colour_type: int, channels: int
+) -> None:
+    values = RNG.integers(0, 65536, (24, 32, channels)).astype(np.uint16)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 32, 24, 16, colour_type, 0, 0, 0)), (b"IDAT", zlib.compress(rows))]
+    data = b"\x89PNG\r\n\x1a\n"
+    for kind, body in [*chunks, (b"IEND", b"")]:
+        data += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    picture = read_picture(put(tmp_path, data))
+    assert picture.intensity == {"window": [0.0, 65535.0], "bits": 16}
+    assert np.array_equal(np.dstack([picture.pixels])[..., 0], values[..., 0] >> 8)
+
+
+def test_no_file_starts_another_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow would hand EPS to Ghostscript, whatever the file's name."""
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: pytest.fail("started a program"))
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+    for read in (read_picture, read_size):
+        with pytest.raises(PictureError, match="can't be decoded"):
+            read(put(tmp_path, eps, "picture.png"))
+
+
+def test_the_check_sees_a_second_picture_behind_the_end() -> None:
+    data = encode(RGB, "JPEG")
+    assert image_metadata(strip_jpeg(data)) == []
+    assert image_metadata(strip_jpeg(data) + data) == ["bytes behind the JPEG's end"]
+    assert image_metadata(strip_jpeg(data) + SECRET) == ["bytes behind the JPEG's end"]

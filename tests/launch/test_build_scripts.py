@@ -48,6 +48,13 @@ def test_an_array_and_its_merge(work: Path) -> None:
     assert "out: good" in merged.stdout
 
 
+def test_one_part_of_an_array_again(work: Path) -> None:
+    """Of an array of one job, the job's number alone doesn't say how many parts there are."""
+    alone = {"SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_COUNT": "1", "SLURM_ARRAY_TASK_ID": "3"}
+    done = run(work, "build_shards.sbatch", "cells.yaml", "source", "out", MEDPCLIP_PARTS="4", **alone)
+    assert "part 3 of 4 is converted" in done.stdout, done.stderr
+
+
 @pytest.mark.parametrize("script", ["build_shards.sbatch", "merge_shards.sbatch"])
 def test_too_few_words(work: Path, script: str) -> None:
     done = run(work, script, "cells.yaml")

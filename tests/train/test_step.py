@@ -31,3 +31,17 @@ def test_the_contrast_is_in_float32_under_autocast(
     assert parts.region.dtype == torch.float32
     # And not rounded to bfloat16 on the way.
     assert (seen[1].bfloat16().float() != seen[1]).float().mean() > 0.9
+
+
+def test_the_model_sees_the_drawn_colours(tmp_path: Path, micro_trunk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_phantoms(tmp_path / "shards", images=8, seed=0, workers=1)
+    model = build_model(ModelConfig(str(micro_trunk), fusion=FusionConfig(prompt_dim=16)))
+    data = RegionDataset(DataConfig([tmp_path / "shards"], workers=0), 64, model.mask_grid, (0, 0, 0), 0)
+    batch = next(make_loader(data, 8))
+    inputs = step.prepare(batch, Lexicon.load(), data.config.texts, (0,))
+    shown = []
+    monkeypatch.setattr(step, "_contrast", lambda *args: None)
+    model.register_forward_pre_hook(lambda module, args: shown.append(args[0]))
+    step.losses(model, inputs, LossConfig(), torch.device("cpu"))
+    assert torch.equal(shown[0], model.preprocess.to_pixels(batch.images, batch.colours))
+    assert not torch.equal(shown[0], model.preprocess.to_pixels(batch.images))

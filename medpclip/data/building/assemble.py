@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections import Counter
@@ -15,8 +16,11 @@ from medpclip.data.building.recipe import Recipe
 from medpclip.data.building.splits import refuse_torn_groups
 from medpclip.data.building.spool import Plan, Spool, SpooledSample
 from medpclip.data.readers import Fault
-from medpclip.data.shards import ShardWriter
+from medpclip.data.shards import MANIFEST, ShardWriter
 from medpclip.errors import MedpclipError
+from medpclip.files import file_sha256, flush_to_disk, write_atomically
+
+ASSEMBLED = "assembled.json"  # in the private folder, from just before the shards appear until their chunks are gone
 
 
 def assemble(
@@ -45,10 +49,32 @@ def assemble(
     try:
         with Quarantine(private) as quarantine, ShardWriter(temporary, samples_per_shard) as writer:
             manifest = _Assembly(recipe, plan, homes, quarantine, writer).run(parts[0].scan_faults())
+        _note(private, temporary / MANIFEST, [part.folder for part in parts])
         os.replace(temporary, out)
+        flush_to_disk(out.absolute().parent)
+    except OSError as error:
+        raise MedpclipError(
+            f"{out}: can't be written ({error.strerror}); make room there and run the same command again: it goes on "
+            "from what is converted"
+        ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return manifest
+
+
+def assembled(private: Path, manifest: Path) -> list[Path] | None:
+    """The folders of chunks that a manifest was made of, if that was noted and they weren't deleted yet; else None."""
+    try:
+        note = json.loads((private / ASSEMBLED).read_bytes())
+        return [private / folder for folder in note["folders"]] if note["manifest"] == file_sha256(manifest) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _note(private: Path, manifest: Path, folders: Sequence[Path]) -> None:
+    """Before the shards appear: whoever finds them and this knows that these chunks, and no others, are in them."""
+    note = {"manifest": file_sha256(manifest), "folders": [os.path.relpath(folder, private) for folder in folders]}
+    write_atomically(private / ASSEMBLED, json.dumps(note).encode(), 0o600)
 
 
 def _agree(recipe: Recipe, parts: Sequence[Spool], out: Path) -> tuple[Plan, list[Spool]]:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import concurrent.futures
 import fcntl
 import hashlib
+import json
 import multiprocessing
 import os
 import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -24,13 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from medpclip import __version__
-from medpclip.data.building.assemble import assemble
+from medpclip.data.building.assemble import ASSEMBLED, assemble, assembled
 from medpclip.data.building.convert import Converter
 from medpclip.data.building.metadata import add_metadata
 from medpclip.data.building.privacy import Salt
 from medpclip.data.building.quarantine import private_folder
 from medpclip.data.building.recipe import Recipe
-from medpclip.data.building.spool import Plan, Spool, part_folder, spools
+from medpclip.data.building.splits import Splitter
+from medpclip.data.building.spool import Plan, Spool, part_folder, spools, stamp
 from medpclip.data.readers import Entry, Fault
 from medpclip.data.shards import MANIFEST, read_manifest
 from medpclip.errors import MedpclipError
@@ -70,7 +72,8 @@ def build(
         MedpclipError: `out` is in use, the source doesn't fit the recipe, or nothing of it is usable.
     """
     private = private_folder(out) if private is None else private
-    if manifest := _finished(recipe, salt.fingerprint, out, list(spools(private))):
+    _check_shard_size(samples_per_shard)
+    if manifest := _finished(out, private):
         return manifest
     with _lock(private):
         spool = convert_part(recipe, source, private, salt, workers)
@@ -100,15 +103,24 @@ def convert_part(
     add_metadata(entries, recipe, source)
     # Small sources in smaller chunks, so that every worker gets some; parts and workers must not change them.
     size = min(converter.reader.batch, -(-len(entries) // _FEWEST_CHUNKS) or 1)
-    chunks = [entries[i : i + size] for i in range(0, len(entries), size)]
-    plan = Plan(recipe.name, recipe.sha256(), salt.fingerprint, __version__, _entries_hash(scanned), len(chunks), parts)
+    count = -(-len(entries) // size)
+    what = _entries_hash(scanned, converter.splitter)
+    plan = Plan(recipe.name, recipe.sha256(), salt.fingerprint, __version__, what, count, parts)
+    # The other parts' entries, which may hold long texts, are let go.
+    chunks = {i: entries[i * size : (i + 1) * size] for i in range(part - 1, count, parts)}
+    faults = [item for item in scanned if isinstance(item, Fault)]
+    del entries, scanned
     spool = Spool(part_folder(private, part, parts))
-    mine = range(part - 1, len(chunks), parts)
     name = recipe.name if parts == 1 else f"{recipe.name}, part {part} of {parts}"
-    total = sum(len(chunks[i]) for i in mine)
+    total = sum(map(len, chunks.values()))
+    _make_private(private)
     with _lock(spool.folder):
-        spool.begin(plan, [item for item in scanned if isinstance(item, Fault)])
-        todo = [chunk for chunk in mine if not spool.has(chunk)]
+        spool.begin(plan, faults)
+        there = {chunk for chunk in chunks if spool.has(chunk)}
+        good = {chunk for chunk in there if spool.stamp(chunk) == stamp(chunks[chunk], source)}
+        todo = [chunk for chunk in chunks if chunk not in good]
+        if changed := sum(len(chunks[chunk]) for chunk in there - good):
+            print(f"{name}: files of {changed} converted images have changed; they are converted anew", file=sys.stderr)
         if done := total - sum(len(chunks[i]) for i in todo):
             print(f"{name}: going on after {done} of {total} images", file=sys.stderr)
         with Progress(name, total, done=done) as progress:
@@ -129,50 +141,60 @@ def merge(recipe: Recipe, private: Sequence[Path], out: Path, samples_per_shard:
     Raises:
         MedpclipError: a part is missing or of another build, salt or recipe.
     """
-    found = [spool for folder in dict.fromkeys(private) for spool in spools(folder)]
-    if manifest := _finished(recipe, found[0].plan().salt if found else "", out, found):
+    _check_shard_size(samples_per_shard)
+    if manifest := _finished(out, private[0]):
         return manifest
+    found = [spool for folder in dict.fromkeys(private) for spool in spools(folder)]
     with _lock(private[0]):
         return _assemble(recipe, found, out, private[0], samples_per_shard)
 
 
-def _finished(recipe: Recipe, salt: str, out: Path, leftovers: Sequence[Spool]) -> dict[str, Any] | None:
-    """The manifest, if an earlier call made `out` and was killed before it had cleaned up.
+def _finished(out: Path, private: Path) -> dict[str, Any] | None:
+    """The manifest, if an earlier call made `out` and was killed before it had cleaned up; this one cleans up then.
 
     Raises:
         MedpclipError: `out` holds something else.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
-    if leftovers and (out / MANIFEST).exists():
-        manifest = read_manifest(out)
-        if (manifest.get("recipe", {}).get("sha256"), manifest.get("salt")) == (recipe.sha256(), salt):
-            for spool in leftovers:
-                shutil.rmtree(spool.folder)
-            return manifest
+    if (out / MANIFEST).exists() and (folders := assembled(private, out / MANIFEST)) is not None:
+        _clean_up(folders, private)
+        return read_manifest(out)
     raise MedpclipError(f"{out}: exists and is not an empty folder; choose another --out or delete it")
 
 
 def _assemble(
     recipe: Recipe, found: Sequence[Spool], out: Path, private: Path, samples_per_shard: int
 ) -> dict[str, Any]:
-    if samples_per_shard < 1:
-        raise MedpclipError(f"samples per shard is {samples_per_shard}; give 1 or more")
     manifest = assemble(recipe, found, out, private, samples_per_shard)
-    for spool in found:
-        shutil.rmtree(spool.folder)
+    _clean_up([spool.folder for spool in found], private)
     return manifest
+
+
+def _clean_up(folders: Sequence[Path], private: Path) -> None:
+    """Delete the chunks of shards that are finished, and then the note that says so."""
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=not folder.exists())
+    (private / ASSEMBLED).unlink(missing_ok=True)
+
+
+def _check_shard_size(samples: int) -> None:
+    if samples < 1:
+        raise MedpclipError(f"--samples-per-shard is {samples}; give 1 or more")
 
 
 class _Job:
     """What every process needs to convert a chunk."""
 
-    def __init__(self, converter: Converter, chunks: list[list[Entry]], spool: Spool) -> None:
+    def __init__(self, converter: Converter, chunks: Mapping[int, list[Entry]], spool: Spool) -> None:
         self.converter, self.chunks, self.spool = converter, chunks, spool
 
     def __call__(self, chunk: int) -> int:
+        entries = self.chunks[chunk]
+        before = stamp(entries, self.converter.source)
+        converted = self.converter.convert(entries)
         try:
-            self.spool.write(chunk, self.converter.convert(self.chunks[chunk]))
+            self.spool.write(chunk, converted, before)
         except OSError as error:
             raise MedpclipError(f"{self.spool.folder}: can't be written ({error.strerror}); make room there") from None
         return chunk
@@ -212,24 +234,34 @@ def _convert_chunks(job: _Job, todo: list[int], workers: int) -> Iterator[int]:
             pool.shutdown(cancel_futures=True)
 
 
-def _entries_hash(scanned: list[Entry | Fault]) -> str:
-    """A hash of what there is to convert; other files, or other faults, are another build."""
-    digest = hashlib.sha256()
+def _entries_hash(scanned: list[Entry | Fault], splitter: Splitter) -> str:
+    """A hash of what there is to convert: other files, metadata, published splits or faults are another build."""
+    digest = hashlib.sha256(splitter.listed().encode())
     for item in scanned:
-        line = item.image if isinstance(item, Entry) else f"{item.file}\0{item.key}\0{item.reason}"
-        digest.update(line.encode("utf-8", "surrogateescape") + b"\n")
+        if isinstance(item, Entry):
+            # Types beside JSON's, if a reader has any, count by their name: their text may differ from run to run.
+            said = json.dumps(item.metadata, skipkeys=True, default=lambda value: type(value).__name__)
+            line = f"{item.image}\0{said}"
+        else:
+            line = f"{item.file}\0{item.key}\0{item.reason}"
+        digest.update(line.encode("utf-8", "surrogatepass") + b"\n")
     return digest.hexdigest()
+
+
+def _make_private(folder: Path) -> None:
+    """Make a folder that only its owner may enter."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.chmod(0o700)
+    except OSError as error:
+        raise MedpclipError(f"{folder}: can't be written ({error.strerror}); choose another --out") from None
 
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     """Keeps a second process from working in the same private folder at the same time."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        folder.chmod(0o700)
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise MedpclipError(f"{folder}: can't be written ({error.strerror}); choose another --out") from None
+    _make_private(folder)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         # Workers of a build that was killed a moment ago hold it until they notice.
         for wait in (0.5,) * 10 + (0.0,):
@@ -242,6 +274,9 @@ def _lock(folder: Path) -> Iterator[None]:
                         f"{folder}: another process builds there just now; wait, or choose another --out"
                     ) from None
                 time.sleep(wait)
+            except OSError as error:  # as on some network file systems
+                print(f"{folder}: can't be locked ({error.strerror}); start no second build there", file=sys.stderr)
+                break
         yield
     finally:
         os.close(descriptor)

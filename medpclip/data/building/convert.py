@@ -57,6 +57,14 @@ class Converted:
     regions: int = 0
     placeholders: Counter[str] = field(default_factory=Counter)
 
+    def add(self, other: Converted) -> None:
+        """What became of some more."""
+        self.samples += other.samples
+        self.faults += other.faults
+        self.images += other.images
+        self.regions += other.regions
+        self.placeholders.update(other.placeholders)
+
 
 class Converter:
     """Converts a recipe's entries, one by one and in any order.
@@ -83,7 +91,7 @@ class Converter:
         for entry in entries:
             try:
                 for raw in self.reader.samples(entry):
-                    self._convert(entry, raw, out)
+                    out.add(self._image(entry, raw))
             except UnusableError as unusable:
                 _lose(out, unusable.fault)
             except MemoryError:
@@ -93,24 +101,31 @@ class Converter:
             except MedpclipError:
                 raise
             except Exception as error:  # a library met a file that nobody thought of: one file must not end the build
-                detail = f"{type(error).__name__}: {error}"
-                _lose(out, Fault(entry.image, "", "reader failed unexpectedly", detail, images=1))
+                _lose(out, _unexpected(entry, "", error, 0))
+        return out
+
+    def _image(self, entry: Entry, raw: RawSample) -> Converted:
+        """One image -> one sample and the faults of its regions, or one fault that takes all; counted once either way."""
+        regions = len(raw.regions) + sum(fault.regions for fault in raw.faults)
+        out = Converted(faults=list(raw.faults), images=1, regions=regions)
+        try:
+            self._convert(entry, raw, out)
+        except (MedpclipError, MemoryError):
+            raise
+        except Exception as error:  # what was done of it so far is thrown away, so that nothing is counted twice
+            lost = _unexpected(entry, raw.part, error, len(raw.regions))
+            return Converted(faults=[*raw.faults, lost], images=1, regions=regions)
         return out
 
     def _convert(self, entry: Entry, raw: RawSample, out: Converted) -> None:
-        """One image -> one sample, or one fault that takes the image and its regions."""
-        out.images += 1
-        out.regions += len(raw.regions) + sum(fault.regions for fault in raw.faults)
-        out.faults += raw.faults
         metadata = entry.metadata | raw.metadata
         try:
             picture = raw.picture or read_picture(self.source / entry.image)
             group, split = self._place(entry.image, metadata)
             modality = self._word(self.recipe.modality, metadata, "modality of the image is not in the recipe")
         except PictureError as error:
-            name = f"{raw.part}" if raw.part else ""
-            fault = Fault(entry.image, name, error.reason, error.detail, images=1, regions=len(raw.regions))
-            out.faults.append(fault)
+            lost = len(raw.regions)
+            out.faults.append(Fault(entry.image, raw.part, error.reason, error.detail, images=1, regions=lost))
             return
         regions, annotated = self._regions(raw, picture, out.faults)
         width, height = picture.size
@@ -129,7 +144,8 @@ class Converter:
             width=width,
             height=height,
             spacing=raw.spacing,
-            volume=raw.volume and {"id": self._hash("volume", str(metadata.get("volume", entry.image)))} | raw.volume,
+            volume=raw.volume
+            and {"id": self._hash("volume", str(raw.metadata.get("volume", entry.image)))} | raw.volume,
             intensity=picture.intensity,
             captions=self._captions(entry, metadata, out),
             labels=self._facts(self.recipe.labels, metadata, entry.image, "", out.faults),
@@ -137,7 +153,10 @@ class Converter:
             regions=regions,
             extra=extra,
         )
-        encoded = encode_sample(sample, picture.data, picture.extension)
+        try:
+            encoded = encode_sample(sample, picture.data, picture.extension)
+        except MedpclipError as error:  # it names the sample by its hash: nobody would find the file
+            raise RuntimeError(str(error)) from None
         out.samples.append(ConvertedSample(encoded, entry.image, raw.part, picture.digest, sample.group))
 
     def _regions(self, raw: RawSample, picture: Picture, faults: list[Fault]) -> tuple[list[Region], list[str]]:
@@ -203,8 +222,7 @@ class Converter:
         for name, rule in rules.items():
             words, strange = rule.read(metadata)
             if words is not None:
-                several = rule.separator is not None or bool(rule.columns)
-                facts[name] = words if several else words[0]
+                facts[name] = words if rule.several else words[0]
             for value in strange:
                 where = f"{key}: {name}" if key else f"labels.{name}"
                 faults.append(Fault(file, where, "value of a label is not in the recipe", f"{rule.key} is {value!r}"))
@@ -221,7 +239,8 @@ class Converter:
             for text in given if isinstance(given, list) else [given]:
                 if not isinstance(text, str) or not text.strip():
                     continue
-                cleaned = deidentify(" ".join(text.split()), known)
+                whole = text.encode("utf-8", "replace").decode()  # half a surrogate pair is no character
+                cleaned = deidentify(" ".join(whole.split()), known)
                 out.placeholders.update(cleaned.counts)
                 if cleaned.doubt:
                     out.faults.append(Fault(entry.image, f"captions.{name}", cleaned.doubt, cleaned.text))
@@ -241,6 +260,9 @@ def _reach(metadata: Mapping[str, Any], key: str) -> Any:
 
 
 def _lose(out: Converted, fault: Fault) -> None:
-    out.images += fault.images
-    out.regions += fault.regions
-    out.faults.append(fault)
+    out.add(Converted(faults=[fault], images=fault.images, regions=fault.regions))
+
+
+def _unexpected(entry: Entry, part: str, error: Exception, regions: int) -> Fault:
+    detail = f"{type(error).__name__}: {error}"
+    return Fault(entry.image, part, "reader failed unexpectedly", detail, images=1, regions=regions)

@@ -32,7 +32,8 @@ def _walk(value: Any, identifying: bool) -> Iterator[str]:
     elif isinstance(value, (list, tuple)):
         for inner in value:
             yield from _walk(inner, identifying)
-    elif identifying and isinstance(value, (str, int)) and not isinstance(value, bool):
-        text = str(value).strip()
-        if text and len(text) <= _LONGEST:
+    elif identifying and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        # Tables with a gap in a column of numbers give its identifiers as 1234567.0, and the gap as NaN.
+        text = str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
+        if text and value == value and len(text) <= _LONGEST:
             yield text

@@ -47,11 +47,20 @@ def _join_table(entries: list[Entry], rule: TableRule, source: Path) -> None:
     """Add each image's row of the CSV file to its metadata."""
     path = source / rule.file
     rows = _read_rows(path, rule)
+    fitting = 0
     for entry in entries:
         name = PurePosixPath(entry.image)
         own = {"path": entry.image, "name": name.name, "stem": name.stem}
         key = own[rule.match] if rule.match in own else lookup(entry.metadata, rule.match)
-        entry.metadata = entry.metadata | rows.get(key or "", {})
+        if key in rows:
+            fitting += 1
+            entry.metadata = entry.metadata | rows[key]
+    if entries and not fitting:
+        example = f", for one '{next(iter(rows))}'," if rows else ""
+        raise MedpclipError(
+            f"{path}: none of its {len(rows)} rows{example} names one of {len(entries)} images, for one "
+            f"'{entries[0].image}'; check the recipe's keys 'table.key' and 'table.match' ({rule.match})"
+        )
 
 
 def _stem(name: str) -> str:
@@ -71,6 +80,9 @@ def _read_rows(path: Path, rule: TableRule) -> dict[str, dict[str, Any]]:
                 )
             rows: dict[str, dict[str, Any]] = {}
             for row in table:
+                row.pop(None, None)  # cells behind the last column
+                if not row[rule.key]:  # spreadsheets end in rows of empty cells
+                    continue
                 key = _stem(row[rule.key]) if rule.match == "stem" else row[rule.key]
                 if key not in rows:
                     rows[key] = row

@@ -29,7 +29,7 @@ class Salt:
 
     @classmethod
     def load(cls, file: Path | None = None) -> Salt:
-        """The salt from the environment variable MEDPCLIP_SALT, else from `file`, else from the user's own file.
+        """The salt from `file`, else from the environment variable MEDPCLIP_SALT, else from the user's own file.
 
         The user's own file (~/.config/medpclip/salt) is made at first use; a `file` that is named must exist. The text
         is taken as hexadecimal where it is, else as it stands.
@@ -37,7 +37,7 @@ class Salt:
         Raises:
             MedpclipError: too short, unreadable, or a file that others may read.
         """
-        if text := os.environ.get(ENVIRONMENT):
+        if file is None and (text := os.environ.get(ENVIRONMENT)):
             return cls(_decode(text), f"environment variable {ENVIRONMENT}")
         path = file if file is not None else Path.home() / ".config" / "medpclip" / "salt"
         if file is None and not path.exists():

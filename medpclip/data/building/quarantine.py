@@ -16,7 +16,13 @@ _KEYS = ("file", "key", "reason", "detail", "remedy", "images", "regions")
 
 
 def private_folder(out: Path) -> Path:
-    """Where the private files of a build into `out` lie by default: beside it, never inside."""
+    """Where the private files of a build into `out` lie by default: beside it, never inside.
+
+    Raises:
+        MedpclipError: `out` has no name of its own, as ".".
+    """
+    if out.name in ("", ".."):
+        raise MedpclipError(f"--out {out}: its private folder would have no name; name the folder to make")
     return out.with_name(out.name + ".private")
 
 
@@ -71,8 +77,10 @@ class Quarantine:
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self._lines.close()
-        self._log.close()
+        for stream in (self._lines, self._log):  # the chunks, which know the same, are deleted next
+            stream.flush()
+            os.fsync(stream.fileno())
+            stream.close()
 
 
 def _open_private(path: Path) -> TextIO:

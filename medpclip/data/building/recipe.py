@@ -79,6 +79,12 @@ class Recipe:
             raise ValueError("'terms' maps a label to nothing; write its term, or leave the label out")
         if self.path_pattern is not None:
             check_pattern(self.path_pattern, "path_pattern")
+        rules = {"anatomy": self.anatomy} | {f"attributes.{name}": rule for name, rule in self.attributes.items()}
+        for key, rule in rules.items():
+            if isinstance(rule, ValueRule) and rule.several:
+                raise ValueError(
+                    f"'{key}' has 'separator' or 'columns', but can say one thing only; make it one of 'labels'"
+                )
         if self.midline and self.laterality == "none":
             raise ValueError("'midline' is true, but 'laterality' is none; say which side is which")
         strange = set(self.annotated_terms) - set(self.terms.values())

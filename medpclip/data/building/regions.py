@@ -60,7 +60,7 @@ def _clip(bbox: Any, width: int, height: int) -> Any:
     """A box that leaves the image by no more than rounding, clipped to it; any other as it is."""
     try:
         x, y, w, h = (float(value) for value in bbox)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return bbox
     # Strings that look like numbers are a wrong type, and are left for `region_problem` to refuse.
     if any(isinstance(value, (str, bool)) for value in bbox) or not all(map(math.isfinite, (x, y, w, h))):
@@ -105,7 +105,7 @@ def _from_polygons(polygons: Any, width: int, height: int) -> dict[str, Any]:
         raise RegionError(f"polygon is not a list of numbers: {type(polygons).__name__}")
     for polygon in polygons:
         if not isinstance(polygon, list) or not all(
-            isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in polygon
+            isinstance(v, (int, float)) and not isinstance(v, bool) and -math.inf < v < math.inf for v in polygon
         ):
             raise RegionError("polygon is not a list of numbers")
         if len(polygon) < 6 or len(polygon) % 2:

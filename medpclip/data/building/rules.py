@@ -44,6 +44,15 @@ class ValueRule:
         if (self.key is None) != bool(self.columns):
             raise ValueError("'columns' names its own keys; everything else needs 'key'")
 
+    @property
+    def several(self) -> bool:
+        """Whether it may say several words at once, and so gives a list."""
+        return self.separator is not None or bool(self.columns)
+
+    def words(self) -> set[str]:
+        """The words that it states itself."""
+        return {*self.values.values(), *self.ranges, *self.columns.values()}
+
     def read(self, metadata: Mapping[str, Any]) -> tuple[list[str] | None, list[str]]:
         """Our words for an image or region, and the values that the rule doesn't know.
 
@@ -141,7 +150,8 @@ class SplitRule:
             raise ValueError(f"train, val and test are {fractions}; they must be >= 0 and add up to 1")
         if sum(rule is not None for rule in (self.files, self.folders, self.metadata)) > 1:
             raise ValueError("has several of 'files', 'folders' and 'metadata'; keep one")
-        if self.metadata is not None and not set(self.metadata.values.values()) <= {"train", "val", "test"}:
+        rule = self.metadata
+        if rule is not None and (rule.lexicon or rule.several or not rule.words() <= {"train", "val", "test"}):
             raise ValueError("'metadata' must lead to 'train', 'val' and 'test'")
 
 

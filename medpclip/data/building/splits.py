@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -26,6 +27,10 @@ class Splitter:
     def __init__(self, rule: SplitRule, source: Path) -> None:
         self.rule = rule
         self._listed = _read_lists(rule.files, source) if rule.files else None
+
+    def listed(self) -> str:
+        """What the published lists say, as text that is the same for the same lists."""
+        return json.dumps(sorted((self._listed or {}).items()))
 
     def split(self, image: str, group: str, metadata: Mapping[str, Any]) -> str | None:
         """The split of an image (path relative to the source) of an unsalted group; None if the published ones lack it.

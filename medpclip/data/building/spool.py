@@ -11,16 +11,21 @@ chunk is
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
+import secrets
+import sys
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from medpclip.data.building.convert import Converted, ConvertedSample
-from medpclip.data.readers import Fault
+from medpclip.data.readers import Entry, Fault
 from medpclip.data.shards import EncodedSample
 from medpclip.errors import MedpclipError
 from medpclip.files import write_atomically
@@ -55,9 +60,9 @@ class Plan:
         return [f.name for f in fields(self) if getattr(self, f.name) != getattr(other, f.name)]
 
 
-@dataclass
+@dataclass(slots=True)
 class SpooledSample:
-    """Where a converted sample lies, and all of it but its bytes."""
+    """Where a converted sample lies, and all of it but its bytes. The assembly holds those of all samples."""
 
     chunk: int
     place: int
@@ -123,7 +128,12 @@ class Spool:
 
     def plan(self) -> Plan:
         """What the chunks are of."""
-        return Plan(**self._read(PLAN)["plan"])
+        try:
+            return Plan(**self._read(PLAN)["plan"])
+        except (KeyError, TypeError):
+            raise MedpclipError(
+                f"{self.folder / PLAN}: written by another version; delete the folder to begin anew"
+            ) from None
 
     def scan_faults(self) -> list[Fault]:
         """The faults of the scan."""
@@ -133,16 +143,27 @@ class Spool:
         """Whether a chunk is converted."""
         return (self.folder / _name(chunk, "json")).exists()
 
+    def stamp(self, chunk: int) -> str:
+        """What was written with a converted chunk to know its files by."""
+        return str(self._read(_name(chunk, "json")).get("stamp"))
+
     def chunks(self) -> list[int]:
         """The converted chunks, in order."""
         return sorted(int(path.stem) for path in self.folder.glob("[0-9]*.json"))
 
-    def write(self, chunk: int, converted: Converted) -> None:
-        """Put down one chunk; it is there when its JSON is."""
+    def write(self, chunk: int, converted: Converted, stamp: str) -> None:
+        """Put down one chunk; it is there when its JSON is.
+
+        Args:
+            chunk: its number.
+            converted: what became of its entries.
+            stamp: what to know their files by.
+        """
         rows: list[dict[str, Any]] = []
         start = 0
-        temporary = self.folder / f".{_name(chunk, 'bin')}.part"
-        temporary.unlink(missing_ok=True)
+        (self.folder / _name(chunk, "json")).unlink(missing_ok=True)  # of files that have changed since
+        # A name of its own: where folders can't be locked, another machine may convert the same chunk.
+        temporary = self.folder / f".{_name(chunk, 'bin')}.{secrets.token_hex(4)}.part"
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _MODE), "wb") as stream:
             for sample in converted.samples:
                 rows.append(_row(sample, start))
@@ -156,13 +177,14 @@ class Spool:
             "images": converted.images,
             "regions": converted.regions,
             "placeholders": dict(converted.placeholders),
+            "stamp": stamp,
         }
         write_atomically(self.folder / _name(chunk, "json"), _dump(facts), _MODE)
 
     def read(self, chunk: int) -> SpooledChunk:
         """What a chunk holds, without the bytes."""
         data = self._read(_name(chunk, "json"))
-        samples = [SpooledSample(chunk, place, **row) for place, row in enumerate(data["samples"])]
+        samples = [SpooledSample(chunk, place, **_shared(row)) for place, row in enumerate(data["samples"])]
         faults = [Fault(**fault) for fault in data["faults"]]
         return SpooledChunk(samples, faults, data["images"], data["regions"], Counter(data["placeholders"]))
 
@@ -170,8 +192,11 @@ class Spool:
         """The sample with its bytes."""
         path = self.folder / _name(sample.chunk, "bin")
         size = sample.image_size + sample.facts_size
-        with open(path, "rb", buffering=0) as stream:
-            data = os.pread(stream.fileno(), size, sample.start)
+        try:
+            with open(path, "rb", buffering=0) as stream:
+                data = os.pread(stream.fileno(), size, sample.start)
+        except OSError as error:
+            raise MedpclipError(f"{path}: can't be read ({error.strerror}); convert this part again") from None
         if len(data) != size:
             raise MedpclipError(f"{path}: truncated; delete {path.with_suffix('.json').name} beside it and build again")
         return EncodedSample(
@@ -195,6 +220,37 @@ class Spool:
             raise MedpclipError(f"{path}: broken JSON ({error}); delete it and build again") from None
 
 
+def stamp(entries: Iterable[Entry], source: Path) -> str:
+    """What tells whether the files of some entries have changed: a hash of what was found in annotations when the
+    source was listed, and of the sizes and times (to the second, as archives keep them) of the files that are read later.
+    """
+    digest = hashlib.sha256()
+    for entry in entries:
+        # Neither addresses of objects nor the folder's place are what an annotation says.
+        said = re.sub(r" at 0x[0-9a-f]+", "", repr(entry.annotation)).replace(f"{source}/", "")
+        digest.update(f"{entry.image}\0{said}\0".encode("utf-8", "surrogatepass"))
+        for path in (source / entry.image, *_paths(entry.annotation)):
+            try:
+                status = path.stat()
+            except (OSError, ValueError):  # a row of a table is an entry too
+                continue
+            digest.update(f"{status.st_size} {int(status.st_mtime)}\0".encode())
+    return digest.hexdigest()
+
+
+def _paths(annotation: Any) -> Iterator[Path]:
+    """The files that a reader noted for an entry."""
+    if isinstance(annotation, Path):
+        yield annotation
+    elif isinstance(annotation, Mapping):
+        yield from _paths(list(annotation.values()))
+    elif isinstance(annotation, (list, tuple)):
+        for item in annotation:
+            yield from _paths(item)
+    elif is_dataclass(annotation):
+        yield from _paths([getattr(annotation, f.name) for f in fields(annotation)])
+
+
 def spools(private: Path) -> Iterator[Spool]:
     """The parts that lie in a private folder, in order."""
     for path in sorted(private.glob(f"part-*-of-*/{PLAN}")):
@@ -212,6 +268,19 @@ def _dump(data: Any) -> bytes:
 
 def _name(chunk: int, extension: str) -> str:
     return f"{chunk:06d}.{extension}"
+
+
+def _shared(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose words that come again are one object each in memory: there may be millions of rows."""
+    for name in ("split", "part", "modality", "extension", "image", "group"):
+        row[name] = sys.intern(row[name])
+    row["categories"] = _categories(tuple(row["categories"].items()))
+    return row
+
+
+@lru_cache(maxsize=4096)
+def _categories(items: tuple[tuple[str, int], ...]) -> dict[str, int]:
+    return {sys.intern(term): count for term, count in items}
 
 
 def _row(sample: ConvertedSample, start: int) -> dict[str, Any]:

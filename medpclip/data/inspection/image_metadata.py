@@ -27,13 +27,15 @@ def image_metadata(data: bytes) -> list[str]:
 
 def _jpeg(data: bytes) -> Iterator[str]:
     at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
+    while at + 2 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
         if marker == 0xFF:  # a fill byte
             at += 1
             continue
         if marker == _EOI:
-            break
+            if data[at + 2 :]:
+                yield "bytes behind the JPEG's end"
+            return
         body = data[at + 4 : at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")]
         jfif = marker == _APP0 and body.startswith(b"JFIF\0") and len(body) == 14
         adobe = marker == _APP14 and body.startswith(b"Adobe") and len(body) == 12
@@ -44,9 +46,6 @@ def _jpeg(data: bytes) -> Iterator[str]:
         at += 4 + len(body)
         if marker == _SOS:
             at = _end_of_scan(data, at)
-    end = data.rfind(b"\xff\xd9")
-    if end >= 0 and data[end + 2 :]:
-        yield "bytes behind the JPEG's end"
 
 
 def _end_of_scan(data: bytes, at: int) -> int:

@@ -12,7 +12,7 @@ import gc
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,20 +24,18 @@ from medpclip.data.loading.augment import DRAWS, draw_colours, draw_window
 from medpclip.data.loading.config import DataConfig
 from medpclip.data.loading.decode import decode, reduction, render
 from medpclip.data.loading.draws import stream_keys, uniforms
-from medpclip.data.loading.facts import Facts, image_facts, region_facts, seen_regions
+from medpclip.data.loading.facts import Facts, image_facts, look, region_facts
 from medpclip.data.loading.geometry import Window
 from medpclip.data.loading.prompting import empty_arrays
 from medpclip.data.loading.regions import RegionTable
 from medpclip.data.loading.sampling import Pointed, choose, draws_per_region, sample_prompts
 from medpclip.data.loading.strips import Strips
 from medpclip.data.pictures import PictureError
-from medpclip.data.schema import SCHEMA_VERSION, Region, Sample
+from medpclip.data.schema import SCHEMA_VERSION, Sample
 from medpclip.errors import MedpclipError
 
 # What broken facts raise where they are used.
 _AMISS = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError)
-_SAMPLE_KEYS = frozenset(f.name for f in fields(Sample)) - {"key", "regions", "extra"}
-_REGION_KEYS = frozenset(f.name for f in fields(Region)) - {"extra"}
 
 
 @dataclass
@@ -195,7 +193,8 @@ class BatchBuilder:
     def _regions(self, opened: Sequence[_Opened]) -> dict[str, Any]:
         """What a batch says of regions, and of the images that they are in."""
         config = self.config
-        table = RegionTable.read([o.facts for o in opened], [o.window for o in opened])
+        samples = [o.facts for o in opened]
+        table = RegionTable.read(samples, [o.window for o in opened])
         streams = np.array([o.record.stream for o in opened], np.uint64)
         keys = stream_keys(streams[table.image], table.number + 1)
         candidates = np.flatnonzero(table.visible())
@@ -203,15 +202,13 @@ class BatchBuilder:
         chosen, rank = table.draw(candidates, first, config.balance, config.regions_per_image)
         draws = uniforms(keys[chosen], 1 + draws_per_region(config.prompts))[:, 1:]
         arrays = self._prompts(table, chosen, rank, draws, len(opened))
-        samples = [_sample(o) for o in opened]
-        seen = [seen_regions(sample, o.window) for sample, o in zip(samples, opened, strict=True)]
+        shown = look(table)
         facts: list[list[Facts]] = [[] for _ in opened]
-        for i, number in zip(table.image[chosen].tolist(), table.number[chosen].tolist(), strict=True):
-            sample = samples[i]
-            facts[i].append(region_facts(sample.regions[number], sample, opened[i].window, seen[i]))
+        for image, known in zip(table.image[chosen].tolist(), region_facts(samples, table, shown, chosen), strict=True):
+            facts[image].append(known)
         return {
             "prompts": {name: torch.from_numpy(array) for name, array in arrays.items()},
-            "image_facts": [image_facts(sample, shown) for sample, shown in zip(samples, seen, strict=True)],
+            "image_facts": image_facts(samples, table, shown),
             "region_facts": facts,
         }
 
@@ -224,7 +221,7 @@ class BatchBuilder:
         # Only those whose mask matters are decoded.
         asked = np.flatnonzero(has_mask & (choice.mask | choice.point | (windows.angle != 0)))
         strips = table.strips(chosen[asked])
-        strips = Strips(asked[strips.owner], strips.x, strips.top, strips.bottom, len(chosen))
+        strips = Strips(strips.each(asked), strips.x, strips.top, strips.bottom, len(chosen))
         points = [table.stated[i].get("points") for i in chosen]
         pointed = Pointed(windows, boxes, strips, has_mask, points, table.sizes[chosen])
         arrays = empty_arrays(batch, width, sampling.max_points + 1, self.mask_grid)
@@ -300,21 +297,3 @@ def _fill_in(
         record = opened[good].record
         places[place] = replace(record, stream=int(stream_keys(record.stream, place)[0]))
     return sorted(broken)
-
-
-def _sample(opened: _Opened) -> Sample:
-    facts = opened.facts
-    given = {name: value for name, value in facts.items() if name in _SAMPLE_KEYS}
-    extra = {
-        name: value for name, value in facts.items() if name not in _SAMPLE_KEYS and name not in ("schema", "regions")
-    }
-    regions = [_region(stated) for stated in facts.get("regions", ())]
-    return Sample(key=opened.record.key, regions=regions, extra=extra, **given)
-
-
-def _region(stated: dict[str, Any]) -> Region:
-    try:
-        return Region(**stated)
-    except TypeError:  # it has keys that the schema doesn't know
-        known = {name: value for name, value in stated.items() if name in _REGION_KEYS}
-        return Region(**known, extra={name: value for name, value in stated.items() if name not in _REGION_KEYS})

@@ -18,24 +18,28 @@ _SLACK = 0.5  # pixels by which a box may leave its image, as the schema has it
 
 @dataclass
 class RegionTable:
-    """N regions of several images, as their JSON states them; those of a crowd are left out.
+    """N regions of several images, as their JSON states them.
 
     Attributes:
         image: int64 (N,): which image.
         number: int64 (N,): which region of the image.
-        category: int64 (N,): equal where the terms are.
+        terms: the T different terms.
+        category: int64 (N,): which of them.
         boxes: float64 (N, 4): x y width height in pixels, NaN where there is none.
         has_mask: bool (N,).
+        crowd: bool (N,): stands for many things, so is never drawn.
         stated: the JSON objects.
-        windows: of the images, and one per region.
+        image_windows, windows: of the images, and one per region.
         sizes: int64 (N, 2): width, height of the image.
     """
 
     image: np.ndarray
     number: np.ndarray
+    terms: list[str]
     category: np.ndarray
     boxes: np.ndarray
     has_mask: np.ndarray
+    crowd: np.ndarray
     stated: list[Mapping[str, Any]]
     image_windows: Sequence[Window]
     windows: Windows
@@ -48,34 +52,32 @@ class RegionTable:
         Raises:
             ValueError, TypeError, KeyError, AttributeError: something breaks the schema.
         """
-        image, number, category, boxes, has_mask, stated = [], [], [], [], [], []
-        codes: dict[str, int] = {}
-        for i, sample in enumerate(facts):
-            size = [sample["height"], sample["width"]]
-            for j, region in enumerate(sample.get("regions", ())):
-                term, mask = region["category"], region.get("segmentation")
-                if type(term) is not str or not term or (mask is not None and mask["size"] != size):
-                    raise ValueError("a region breaks the schema")
-                if region.get("iscrowd", 0):
-                    continue
-                image.append(i)
-                number.append(j)
-                category.append(codes.setdefault(term, len(codes)))
-                boxes.append(region.get("bbox") or _NO_BOX)
-                has_mask.append(mask is not None)
-                stated.append(region)
-        numbers = np.array([image, number, category], np.int64).reshape(3, -1)
-        sizes = np.array([(sample["width"], sample["height"]) for sample in facts], np.int64).reshape(-1, 2)
+        lists = [sample.get("regions", ()) for sample in facts]
+        stated = [region for regions in lists for region in regions]
+        names = [region["category"] for region in stated]
+        codes = {term: code for code, term in enumerate(dict.fromkeys(names))}
+        if not all(type(term) is str and term for term in codes):
+            raise ValueError("a region's term breaks the schema")
+        counts = [len(regions) for regions in lists]
+        image = np.repeat(np.arange(len(facts)), counts)
+        sizes = np.array([(sample["width"], sample["height"]) for sample in facts], np.int64).reshape(-1, 2)[image]
+        masks = [region.get("segmentation") for region in stated]
+        has_mask = np.array([mask is not None for mask in masks], bool)
+        whole = [[sample["height"], sample["width"]] for sample in facts]
+        if any(mask is not None and mask["size"] != whole[i] for mask, i in zip(masks, image.tolist(), strict=True)):
+            raise ValueError("a mask is of another size than its image")
         table = cls(
-            image=numbers[0],
-            number=numbers[1],
-            category=numbers[2],
-            boxes=np.array(boxes, np.float64).reshape(-1, 4),
-            has_mask=np.array(has_mask, bool),
+            image=image,
+            number=np.arange(len(stated)) - np.repeat(np.cumsum(counts) - counts, counts),
+            terms=list(codes),
+            category=np.array([codes[name] for name in names], np.int64),
+            boxes=np.array([region.get("bbox") or _NO_BOX for region in stated], np.float64).reshape(-1, 4),
+            has_mask=has_mask,
+            crowd=np.array([region.get("iscrowd", 0) for region in stated], bool),
             stated=stated,
             image_windows=windows,
-            windows=Windows.of(windows).pick(numbers[0]),
-            sizes=sizes[numbers[0]],
+            windows=Windows.of(windows).pick(image),
+            sizes=sizes,
         )
         table._check()
         return table
@@ -104,24 +106,24 @@ class RegionTable:
         return self._clip(strips_of_runs(self._counts(index), height, width), index)
 
     def visible(self) -> np.ndarray:
-        """Whether the window shows at least half of each region, or a point of one without extent: bool (N,).
+        """Whether the window shows at least half of each region, or a point of one without extent: bool (N,). No crowd.
 
         A mask that its box may not place wholly inside is asked itself.
         """
-        shown = np.ones(len(self.image), bool)
+        shown = ~self.crowd
         boxed = ~np.isnan(self.boxes[:, 0])
         unit = self.windows.unit_boxes(self.boxes, clip=False).astype(np.float64)
         clipped = np.clip(unit, 0.0, 1.0)
         with np.errstate(invalid="ignore"):
             share = np.prod(clipped[:, 2:] - clipped[:, :2], 1) / np.prod(unit[:, 2:] - unit[:, :2], 1)
-        shown[boxed] = share[boxed] >= 0.5
-        asked = np.flatnonzero(self.has_mask & ~(share > 0.999))
+        shown[boxed] &= share[boxed] >= 0.5
+        asked = np.flatnonzero(self.has_mask & ~self.crowd & ~(share > 0.999))
         if len(asked):
             width, height = self.sizes[asked].T
             whole = strips_of_runs(self._counts(asked), height, width)
             turned = self.windows.angle[asked].any()
             shown[asked] = 2 * (self.strips(asked) if turned else self._clip(whole, asked)).areas() >= whole.areas()
-        for i in np.flatnonzero(~boxed & ~self.has_mask).tolist():
+        for i in np.flatnonzero(~boxed & ~self.has_mask & ~self.crowd).tolist():
             points = self.windows.pick([i]).unit_points(np.array(self.stated[i]["points"], np.float64)[None])
             shown[i] = ((points >= 0) & (points <= 1)).all(-1).any()
         return shown

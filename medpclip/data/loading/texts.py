@@ -16,21 +16,17 @@ from string import Formatter
 import numpy as np
 
 from medpclip.data.lexicon import Lexicon
-from medpclip.data.loading.facts import Facts, Seen, image_facts, region_facts, seen_regions
+from medpclip.data.loading.facts import Facts
 
 __all__ = [
     "IGNORED",
     "NEGATIVE",
     "POSITIVE",
     "Facts",
-    "Seen",
     "Text",
     "TextSampling",
     "draw_image_texts",
     "draw_region_texts",
-    "image_facts",
-    "region_facts",
-    "seen_regions",
     "targets",
 ]
 

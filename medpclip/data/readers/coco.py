@@ -1,11 +1,13 @@
 """COCO JSON: boxes, polygons and run lengths of many images in one file.
 
-Conventions. `bbox` is [x, y, width, height] in pixels with the origin at the top left corner. `segmentation` is a list
+Conventions. `bbox` is [x, y, width, height] in pixels with the origin at the top left corner; some files have corners
+there, [xmin, ymin, xmax, ymax], which `boxes: corners` reads (MIDOG does so). `segmentation` is a list
 of polygons, or run lengths with `counts` as a string (compressed) or a list (column-major, starting with background);
 an empty list or null means that there is only the box. Numbers and their text are the same id ("12" is 12).
 
 `file_name` is looked for below `images`, then below the source, then by its base name where only one image has it.
-The image's whole entry is its metadata: recipes reach into it with dots, as "metadata.patientid".
+The image's whole entry is its metadata: recipes reach into it with dots, as "metadata.patientid". So is the annotation's
+entry the region's, without its box and mask: "attributes.side" reaches what CVAT writes.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from medpclip.data.readers.base import Entry, Fault, ImageReader, RawRegion, RawSample
-from medpclip.data.readers.files import is_pattern, list_images
+from medpclip.data.readers.files import is_pattern, list_files, list_images, require_inside
 from medpclip.errors import MedpclipError
+
+_GEOMETRY = ("bbox", "segmentation", "keypoints")
 
 
 @dataclass(frozen=True)
@@ -26,13 +30,15 @@ class CocoOptions:
     """Options of the reader "coco".
 
     Attributes:
-        annotations: the JSON file, or several.
+        annotations: the JSON file, or several, or patterns such as "*/_annotations.coco.json".
         images: folder or pattern of the images.
+        boxes: what the four numbers of `bbox` are: "size" (x, y, width, height), or "corners".
         declared_size: "check" quarantines the regions of an image of another size than the JSON's; "ignore" doesn't.
     """
 
     annotations: str | list[str] = "annotations.json"
     images: str = "images"
+    boxes: Literal["size", "corners"] = "size"
     declared_size: Literal["check", "ignore"] = "check"
 
 
@@ -53,8 +59,7 @@ class CocoReader(ImageReader[CocoOptions]):
     name = "coco"
 
     def scan(self) -> list[Entry | Fault]:
-        names = self.options.annotations
-        paths = [self.source / name for name in ([names] if isinstance(names, str) else names)]
+        paths = self._files()
         images, out = list_images(self.source, self.options.images, "options.images")
         finder = _ImageFinder(self.source, self.options.images, images)
         found: list[tuple[_Listed, Path]] = []
@@ -88,7 +93,8 @@ class CocoReader(ImageReader[CocoOptions]):
                 detail = f"category_id is {annotation.get('category_id')!r}"
                 sample.faults.append(Fault(item.file, key, "category is not declared", detail, regions=1))
                 continue
-            region = RawRegion(label, item.file, key, bbox=annotation.get("bbox") or None)
+            region = RawRegion(label, item.file, key, bbox=self._box(annotation.get("bbox")))
+            region.metadata = {name: value for name, value in annotation.items() if name not in _GEOMETRY}
             region.iscrowd = int(annotation.get("iscrowd") in (1, True, "1"))
             segmentation = annotation.get("segmentation")
             if isinstance(segmentation, list) and segmentation:
@@ -98,6 +104,24 @@ class CocoReader(ImageReader[CocoOptions]):
                 region.rle = segmentation
             sample.regions.append(region)
         return sample
+
+    def _files(self) -> list[Path]:
+        """The JSON files that the options name."""
+        names = self.options.annotations
+        out: list[Path] = []
+        for name in [names] if isinstance(names, str) else names:
+            require_inside(name, "options.annotations")
+            pattern = is_pattern(self.source, name) and not (self.source / name).is_file()
+            out += list_files(self.source, name, "options.annotations") if pattern else [self.source / name]
+        return list(dict.fromkeys(out))
+
+    def _box(self, bbox: Any) -> Any:
+        """As [x, y, width, height], if it is four numbers; else as it is, for the build to refuse."""
+        four = isinstance(bbox, list) and len(bbox) == 4 and all(isinstance(value, (int, float)) for value in bbox)
+        if not four or self.options.boxes == "size":
+            return bbox or None
+        xmin, ymin, xmax, ymax = bbox
+        return [xmin, ymin, xmax - xmin, ymax - ymin]
 
 
 class _ImageFinder:

@@ -24,6 +24,7 @@ from medpclip.data.readers.matching import match_rows
 from medpclip.data.readers.tables import (
     Row,
     TableOptions,
+    common_cells,
     has_decimal_comma,
     is_empty,
     number_of,
@@ -113,7 +114,7 @@ class CsvBoxesReader(ImageReader[CsvBoxesOptions]):
             out.append(group.fault(regions=sum(not self._says_nothing(row) for row in group.rows)))
         for image, mine in matched.rows.items():
             if mine or options.missing == "empty":
-                out.append(Entry(self.relative(image), mine, self._common(mine)))
+                out.append(Entry(self.relative(image), mine, common_cells(mine)))
             else:
                 out.append(Fault(self.relative(image), "", "image without an annotation", images=1))
         return out
@@ -202,11 +203,6 @@ class CsvBoxesReader(ImageReader[CsvBoxesOptions]):
         used = {self.options.image_column, self.options.box_column, self.options.label_column}
         used |= set(self.options.columns.values())
         return {name: cell for name, cell in row.cells.items() if name not in used}
-
-    def _common(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """What all rows of an image say alike."""
-        whole = [row.cells for row in rows if not row.problem]
-        return {name: cell for name, cell in (whole[0] if whole else {}).items() if all(r[name] == cell for r in whole)}
 
 
 def _is_whole(bbox: Sequence[float], size: tuple[int, int]) -> bool:

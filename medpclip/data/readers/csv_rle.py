@@ -37,7 +37,7 @@ from medpclip.data.readers.base import Entry, Fault, ImageReader, RawRegion, Raw
 from medpclip.data.readers.files import list_images
 from medpclip.data.readers.masks import encode_edges, encode_part
 from medpclip.data.readers.matching import AMBIGUOUS, MISSING, match_names
-from medpclip.data.readers.tables import check_columns, number_of
+from medpclip.data.readers.tables import check_columns, check_image_key, number_of
 from medpclip.errors import MedpclipError
 
 _NOTHING = ("", "-1")
@@ -54,7 +54,8 @@ class CsvRleOptions:
         delimiter: the character between its cells.
         images: folder or pattern of the images.
         image_column: the column that names the image.
-        match: what that column holds: "auto", "path", "name" or "stem", see `medpclip.data.readers.matching`.
+        match: what that column holds: "auto", "path", "name" or "stem", see `medpclip.data.readers.matching`; or
+        image_key: a regular expression over the image's path whose groups, joined by "_", that column holds.
         classes: column of run lengths -> the source's label, for one row per image; or
         rle_column: the one column of run lengths, for one row per region, with
         label_column: the column with the source's label, or
@@ -72,6 +73,7 @@ class CsvRleOptions:
     images: str = "images"
     image_column: str = "image_id"
     match: Literal["auto", "path", "name", "stem"] = "auto"
+    image_key: str | None = None
     classes: dict[str, str] = field(default_factory=dict)
     rle_column: str | None = None
     label_column: str | None = None
@@ -93,6 +95,7 @@ class CsvRleOptions:
             raise ValueError("'rle_column' needs one of 'label' and 'label_column'; 'classes' has the labels itself")
         if (self.width_column is None) != (self.height_column is None):
             raise ValueError("give both or none of 'width_column' and 'height_column'")
+        check_image_key(self.image_key)
 
     def needed(self) -> dict[str, str]:
         """Key of the recipe -> column that the table must have."""
@@ -141,7 +144,7 @@ class CsvRleReader(ImageReader[CsvRleOptions]):
             stated[name].append(place)
             if options.classes and options.metadata:
                 facts[name] = {column: cells[column] for column in options.metadata}
-        found, doubtful = match_names(self.source, options.images, images, stated, options.match)
+        found, doubtful = match_names(self.source, options.images, images, stated, options.match, options.image_key)
         mine: dict[Path, list[_Place]] = {image: [] for image in images if image not in doubtful}
         metadata: dict[Path, dict[str, str]] = {}
         for name, places in stated.items():

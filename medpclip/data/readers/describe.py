@@ -7,7 +7,21 @@ import inspect
 import sys
 
 from medpclip.data.readers import READERS
+from medpclip.data.readers.instance_mask import LabelNames
+from medpclip.data.readers.volume_labels import LabelFiles
 from medpclip.errors import MedpclipError
+
+# Conventions that lie in modules of their own, and what the items of an option look like.
+_FURTHER: dict[str, list[str | type]] = {
+    "dicom": [
+        "medpclip.data.readers.dicom_seg",
+        "medpclip.data.readers.dicom_rtstruct",
+        "medpclip.data.dicom_pictures",
+    ],
+    "instance_mask": [LabelNames],
+    "nifti": [LabelFiles, "medpclip.data.readers.file_patterns"],
+}
+_MATCHING = "medpclip.data.readers.matching"
 
 
 def first_lines() -> list[tuple[str, str]]:
@@ -16,7 +30,7 @@ def first_lines() -> list[tuple[str, str]]:
 
 
 def describe(name: str) -> str:
-    """Conventions, then each option with its default.
+    """Conventions, then each option with its default, then what the options refer to.
 
     Raises:
         MedpclipError: no such reader.
@@ -37,6 +51,12 @@ def describe(name: str) -> str:
         else:
             value = "(must be given)"
         lines.append(f"    {field.name}: {value}")
+    further = [*_FURTHER.get(name, [])]
+    if any(field.name == "match" for field in dataclasses.fields(options)):
+        further.append(_MATCHING)
+    for part in further:
+        title, of = (part.rpartition(".")[2], sys.modules[part]) if isinstance(part, str) else (part.__name__, part)
+        lines += ["", f"{title}:", inspect.cleandoc(of.__doc__ or "")]
     return "\n".join(lines)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from medpclip.data.dicom_headers import DICOM_SUFFIXES
@@ -27,12 +27,15 @@ def list_files(source: Path, where: str, option: str, suffixes: tuple[str, ...] 
     Raises:
         MedpclipError: no such folder, or nothing fits the pattern.
     """
-    if Path(where).is_absolute() or ".." in Path(where).parts:
-        raise MedpclipError(f"key '{option}' is '{where}', which leads out of the source; give a path inside it")
+    require_inside(where, option)
     if is_pattern(source, where):
         found: Iterable[Path] = list(source.glob(where))
         if not found:
             raise MedpclipError(f"{source}: nothing fits '{where}'; check --source, or the recipe's key '{option}'")
+        if all(path.is_dir() for path in found):
+            raise MedpclipError(
+                f"{source}: only folders fit '{where}'; write '{where}/*' in the recipe's key '{option}'"
+            )
     else:
         folder = source / where
         if not folder.is_dir():
@@ -40,6 +43,12 @@ def list_files(source: Path, where: str, option: str, suffixes: tuple[str, ...] 
         found = folder.rglob("*")
     files = [path for path in found if path.is_file() and not _hidden(path.relative_to(source))]
     return sorted(path for path in files if not suffixes or path.suffix.lower() in suffixes)
+
+
+def require_inside(where: str, option: str) -> None:
+    """Raise `MedpclipError` if the path of an option leads out of the source's folder."""
+    if Path(where).is_absolute() or ".." in Path(where).parts:
+        raise MedpclipError(f"key '{option}' is '{where}', which leads out of the source; give a path inside it")
 
 
 def is_pattern(source: Path, where: str) -> bool:
@@ -58,10 +67,21 @@ def sort_out(source: Path, files: Iterable[Path]) -> tuple[list[Path], list[Faul
     for path in files:
         if path.suffix.lower() in IMAGE_SUFFIXES:
             images.append(path)
-        elif not is_document(path):
+        elif not is_document(path) or _is_nameless_dicom(path):
             name = path.relative_to(source).as_posix()
             faults.append(Fault(name, "", "file is of a kind that no image reader reads", path.suffix))
     return images, faults
+
+
+def _is_nameless_dicom(path: Path) -> bool:
+    """Whether a file without extension is DICOM: it would else pass for a licence or a readme."""
+    if path.suffix:
+        return False
+    try:
+        with open(path, "rb") as stream:
+            return stream.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 def is_document(path: Path) -> bool:
@@ -104,8 +124,10 @@ def pair(
     return out
 
 
-def stem_below(source: Path, where: str, suffix: str = "") -> Callable[[Path], str]:
+def stem_below(source: Path, where: str, suffix: str | Sequence[str] = "") -> Callable[[Path], str]:
     """A key for `pair`: the path below a folder, without extension and without `suffix` at the end of the name.
+
+    Of several suffixes the longest that fits is taken off.
 
     Below a pattern there is no one folder, so the key is the file's stem alone.
     """
@@ -113,9 +135,15 @@ def stem_below(source: Path, where: str, suffix: str = "") -> Callable[[Path], s
 
     def key(path: Path) -> str:
         below = Path(path.name) if patterned else path.relative_to(source / where)
-        return below.with_suffix("").as_posix().removesuffix(suffix)
+        return without_suffix(below.with_suffix("").as_posix(), suffix)
 
     return key
+
+
+def without_suffix(name: str, suffix: str | Sequence[str]) -> str:
+    """A name without a suffix; of several the longest that fits is taken off."""
+    suffixes = [suffix] if isinstance(suffix, str) else sorted(suffix, key=len, reverse=True)
+    return next((name.removesuffix(one) for one in suffixes if name.endswith(one)), name)
 
 
 def _by_key(paths: Iterable[Path], key: Callable[[Path], str]) -> dict[str, list[Path]]:

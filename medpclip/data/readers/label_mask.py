@@ -4,7 +4,7 @@ Conventions. `read` says what a pixel's number is:
 
 - "index" takes the stored number: of a palette image the index, whatever its colour.
 - "threshold" makes 1 of brightness >= `threshold` and 0 of the rest, for masks that went through lossy JPEG, or that
-  write 255 for one.
+  write 255 for one. A mask in which something is drawn, but nothing so bright, is quarantined.
 - "colour" looks the pixel's colour up in `colours`, of a palette image that which the palette shows. With `tolerance`,
   for masks that went through lossy JPEG, a pixel takes the nearest colour, black and those of `ignore` included, if
   none of red, green and blue differs by more; the others belong to nothing, as the blends along edges do. If they are
@@ -17,6 +17,9 @@ object), or is quarantined; any other colour is quarantined.
 With `components` each connected component is a region of its own, and those of fewer than `min_pixels` are specks,
 which are quarantined with a count; without it each number or colour gives one region.
 
+A mask belongs to the image of the same path below its folder; where `images` or `masks` is a pattern, to that of the
+same name, and where several have that name, to that of the same folders, those aside that the pattern names in full
+("train/images/1.png" and "train/masks/1.png" with "*/images/*" and "*/masks/*").
 Several mask files per image, as one per class, are read by "instance_mask".
 """
 
@@ -30,7 +33,7 @@ from typing import Literal
 import numpy as np
 
 from medpclip.data.readers.base import Entry, Fault, ImageReader, RawSample
-from medpclip.data.readers.files import IMAGE_SUFFIXES, list_files, list_images, pair, stem_below
+from medpclip.data.readers.files import IMAGE_SUFFIXES, list_files, list_images, pair
 from medpclip.data.readers.masks import (
     ComponentOptions,
     add_label_map,
@@ -38,9 +41,11 @@ from medpclip.data.readers.masks import (
     read_grey,
     read_indices,
 )
+from medpclip.data.readers.text_files import parallel_keys
 
 _BLACK = (0, 0, 0)
 _STRAY = -1  # where no colour fits
+_LOSSY = (".jpg", ".jpeg", ".webp")
 _SHOWN = 5  # so many unknown colours are named in a fault's detail
 
 
@@ -54,8 +59,9 @@ class LabelMaskOptions(ComponentOptions):
         unnamed: label of the numbers that are neither in `values` nor in `ignore`; each is an object of its own.
         images: folder or pattern of the images.
         masks: folder or pattern of the masks.
-        image_suffix: what an image's name has at its end (before the extension) and its mask's hasn't.
-        mask_suffix: what a mask's name has at its end and its image's hasn't, as "_mask".
+        image_suffix: what an image's name has at its end (before the extension) and its mask's hasn't; a list where
+            names end differently, as [_training, _test].
+        mask_suffix: what a mask's name has at its end and its image's hasn't, as "_mask"; or a list.
         read: "index", "threshold" or "colour", see the module.
         threshold: brightness from which a pixel counts, for `read: threshold`.
         tolerance: by how much a channel may differ from the colour's, for `read: colour`.
@@ -68,8 +74,8 @@ class LabelMaskOptions(ComponentOptions):
     unnamed: str | None = None
     images: str = "images"
     masks: str = "masks"
-    image_suffix: str = ""
-    mask_suffix: str = ""
+    image_suffix: str | list[str] = ""
+    mask_suffix: str | list[str] = ""
     read: Literal["index", "threshold", "colour"] = "index"
     threshold: int = 128
     tolerance: int = 0
@@ -102,8 +108,9 @@ class LabelMaskOptions(ComponentOptions):
         for number in self.values:
             if not number.isdecimal():
                 raise ValueError(f"'values' has the key '{number}'; expected the mask's numbers")
-        if not all(isinstance(number, int) for number in self.ignore):
-            raise ValueError("'ignore' has colours; they need 'read: colour'")
+        for void in self.ignore:
+            if not str(void).isdecimal():
+                raise ValueError(f"'ignore' has '{void}', which is no number; colours need 'read: colour'")
         if self.read == "threshold" and set(self.values) != {"1"}:
             raise ValueError("'read: threshold' gives only the number 1; 'values' must be {\"1\": LABEL}")
 
@@ -116,7 +123,7 @@ class LabelMaskReader(ImageReader[LabelMaskOptions]):
     def __init__(self, source: Path, options: LabelMaskOptions) -> None:
         super().__init__(source, options)
         self._labels = {int(number): label for number, label in options.values.items()}
-        self._void = {number for number in options.ignore if isinstance(number, int)}
+        self._void = {int(number) for number in options.ignore if options.read != "colour"}
         self._table: list[tuple[tuple[int, int, int], int]] = []
         if options.read == "colour":
             self._fill_table()
@@ -126,10 +133,11 @@ class LabelMaskReader(ImageReader[LabelMaskOptions]):
         masks = list_files(self.source, options.masks, "options.masks", IMAGE_SUFFIXES)
         images, faults = list_images(self.source, options.images, "options.images")
         shared = set(images) & set(masks)  # both may lie in one folder, where only the suffix tells them apart
-        masks = [path for path in masks if path not in shared or path.stem.endswith(options.mask_suffix)]
+        ends = (options.mask_suffix,) if isinstance(options.mask_suffix, str) else tuple(options.mask_suffix)
+        masks = [path for path in masks if path not in shared or path.stem.endswith(ends)]
         images = [path for path in images if path not in set(masks)]
-        image_key = stem_below(self.source, options.images, options.image_suffix)
-        mask_key = stem_below(self.source, options.masks, options.mask_suffix)
+        left, right = (options.images, images, options.image_suffix), (options.masks, masks, options.mask_suffix)
+        image_key, mask_key = parallel_keys(self.source, left, right)
         return [*faults, *pair(self.source, images, masks, image_key, mask_key, self.count)]
 
     def read(self, entry: Entry) -> RawSample:
@@ -140,7 +148,12 @@ class LabelMaskReader(ImageReader[LabelMaskOptions]):
         if options.read == "index":
             numbers = read_indices(path, file)
         elif options.read == "threshold":
-            numbers = (read_grey(path, file) >= options.threshold).astype(np.uint8)
+            grey = read_grey(path, file)
+            numbers = (grey >= options.threshold).astype(np.uint8)
+            # A lossy file has such traces where nothing was drawn; in others something was, as with 1 for "inside".
+            if not numbers.any() and grey.any() and path.suffix.lower() not in _LOSSY:
+                reason, detail = "nothing in the mask reaches the threshold", f"its largest value is {grey.max()}"
+                sample.faults.append(Fault(file, "", reason, detail, regions=1))
         else:
             numbers = self._look_up(read_colours(path, file), sample, file)
         add_label_map(sample, numbers, self._labels, self._void, options.unnamed, file, options)

@@ -2,13 +2,19 @@
 
 Conventions. `match` says what a table holds of an image: "path" its path below the folder of images or below the
 source, "name" its file's name, "stem" that without extension; folders before a name or stem are passed over, as
-somebody's "C:\\scans\\1.png". "auto" tries path, path without extension, name, stem, in this order, and a later one only
-for images that no earlier one has found. A name is taken only where it is one image's and one stated name's: with
-"train/1.png" and "test/1.png" in the table and only one of them there, nobody gets the other's row.
+somebody's "C:\\scans\\1.png". "auto" tries path, path without extension, the ends of paths that both have (the longest
+first, with the folder at least), name, stem, in this order, and a later one only for images that no earlier one has
+found. So "CheXpert/train/p1/view1.jpg" finds "train/p1/view1.jpg". A name is taken only where it is one image's and one
+stated name's: with "train/1.png" and "test/1.png" in the table and only one of them there, nobody gets the other's row.
+
+Where a table names images in another way, `image_key` says how, in place of `match`: a regular expression over the
+image's path below the source, whose groups, with "_" between them, are what the column holds. "([^/]+)/([^/]+)$" finds
+"Images/000001_01_01/109.png" for "000001_01_01_109.png".
 """
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -77,7 +83,7 @@ def match_rows(source: Path, options: TableOptions, rows: Iterable[Row], regions
         else:
             reason = row.problem or "row names no image"
             out.loose.append(Fault(row.file, row.key, reason, row.detail, regions=regions))
-    found, doubtful = match_names(source, options.images, images, stated, options.match)
+    found, doubtful = match_names(source, options.images, images, stated, options.match, options.image_key)
     for image in sorted(doubtful):
         out.faults.append(Fault(image.relative_to(source).as_posix(), "", AMBIGUOUS, images=1))
         del out.rows[image]
@@ -95,7 +101,12 @@ def match_rows(source: Path, options: TableOptions, rows: Iterable[Row], regions
 
 
 def match_names(
-    source: Path, where: str, images: Iterable[Path], stated: Iterable[str], how: str = "auto"
+    source: Path,
+    where: str,
+    images: Iterable[Path],
+    stated: Iterable[str],
+    how: str = "auto",
+    image_key: str | None = None,
 ) -> tuple[dict[str, Path | str], set[Path]]:
     """The image that each stated name means, or why there is none: `MISSING` or `AMBIGUOUS`; and the ambiguous images.
 
@@ -105,13 +116,15 @@ def match_names(
         images: the files that are there.
         stated: different names, as a table has them.
         how: "auto", "path", "name" or "stem", see the module.
+        image_key: a regular expression in place of it, see the module.
     """
     images = list(images)
     folders = [source] if is_pattern(source, where) else [source / where, source]
     out: dict[str, Path | str] = {name: MISSING for name in stated}
     taken: set[Path] = set()
     doubtful: set[Path] = set()
-    for keys_of, key_of in _steps(folders, how):
+    steps = _steps(source, folders, images, how) if image_key is None else [_joined(source, image_key)]
+    for keys_of, key_of in steps:
         wanted: dict[str, list[str]] = defaultdict(list)
         for name, result in out.items():
             if result == MISSING:
@@ -136,7 +149,7 @@ def match_names(
 _Step = tuple[Callable[[Path], Iterable[str]], Callable[[PurePosixPath], str]]
 
 
-def _steps(folders: list[Path], how: str) -> list[_Step]:
+def _steps(source: Path, folders: list[Path], images: list[Path], how: str) -> list[_Step]:
     def paths(image: Path) -> list[str]:
         return [image.relative_to(folder).as_posix() for folder in folders if image.is_relative_to(folder)]
 
@@ -145,11 +158,47 @@ def _steps(folders: list[Path], how: str) -> list[_Step]:
 
     steps: dict[str, _Step] = {
         "path": (paths, str),
-        "path stem": (path_stems, lambda stated: str(stated.parent / _stem(stated))),
+        "path stem": (path_stems, _path_stem),
         "name": (lambda image: [image.name], lambda stated: stated.name),
         "stem": (lambda image: [image.stem], _stem),
     }
-    return list(steps.values()) if how == "auto" else [steps[how]]
+    if how != "auto":
+        return [steps[how]]
+    deepest = max((len(image.relative_to(source).parts) for image in images), default=0)
+    ends = [step for parts in range(deepest, 1, -1) for step in _ends(source, parts)]
+    return [steps["path"], steps["path stem"], *ends, steps["name"], steps["stem"]]
+
+
+def _ends(source: Path, parts: int) -> list[_Step]:
+    """Paths that are alike in their last `parts` parts, with extension and without."""
+
+    def end(path: PurePosixPath) -> str:
+        return "/".join(path.parts[-parts:]) if len(path.parts) >= parts else ""
+
+    def keys(image: Path, strip: bool) -> list[str]:
+        below = PurePosixPath(image.relative_to(source).as_posix())
+        found = end(below.with_suffix("") if strip else below)
+        return [found] if found else []
+
+    return [
+        (lambda image: keys(image, strip=False), end),
+        (lambda image: keys(image, strip=True), lambda stated: end(PurePosixPath(_path_stem(stated)))),
+    ]
+
+
+def _joined(source: Path, image_key: str) -> _Step:
+    """What the groups of a regular expression find in the image's path, with "_" between."""
+    regex = re.compile(image_key)
+
+    def keys(image: Path) -> list[str]:
+        found = regex.search(image.relative_to(source).as_posix())
+        return ["_".join(group or "" for group in found.groups())] if found else []
+
+    return keys, str
+
+
+def _path_stem(stated: PurePosixPath) -> str:
+    return str(stated.parent / _stem(stated))
 
 
 def _normal(stated: str) -> PurePosixPath:

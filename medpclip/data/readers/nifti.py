@@ -52,7 +52,8 @@ class NiftiOptions(PictureRules, RegionRules):
 
     Attributes:
         images: pattern of the image volumes.
-        labels: the label volumes that belong to an image; none for images without regions.
+        labels: the label volumes that belong to an image, each with the keys of `LabelFiles`; none for images without
+            regions.
         ignore: patterns of NIfTI files that are neither.
         slices: "annotated": those in which a label volume has something; "all".
         every: of these, each Nth only, the first one included.

@@ -5,7 +5,8 @@ right and y down, "class", and anything else, which becomes the region's metadat
 and nothing in the file tells it, so look at a picture: [x, y, class] is usual, [y, x, class] (row first) is too. With
 `header_line` the first line is the names, and must not contradict. Columns are divided by tabs, semicolons, commas or
 blanks, whichever of these comes first in this list and in the line; the last column may hold blanks. A table of all
-points has these columns by name. With `offset: 1` the first pixel is number 1.
+points has these columns by name, and what all rows of an image say alike is the image's metadata. With `offset: 1` the
+first pixel is number 1.
 
 A class is a label as it stands, or a number whose label `classes` or `names` gives. Each point is a region of its own.
 """
@@ -24,6 +25,7 @@ from medpclip.data.readers.matching import match_rows
 from medpclip.data.readers.tables import (
     DELIMITERS,
     TableOptions,
+    common_cells,
     has_decimal_comma,
     number_of,
     read_tables,
@@ -141,7 +143,7 @@ class PointsReader(ImageReader[PointsOptions]):
                 broken = Fault(row.file, row.key, row.problem, row.detail, regions=1) if row.problem else None
                 cells = {name: cell for name, cell in row.cells.items() if name != options.image_column}
                 items.append(broken or (cells, row.file, row.key))
-            out.append(Entry(file, items))
+            out.append(Entry(file, items, common_cells(rows)))
         return out
 
     def _lines(self, path: Path) -> list[Fault | tuple[dict[str, str], str, str]]:

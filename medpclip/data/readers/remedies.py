@@ -7,7 +7,7 @@ from __future__ import annotations
 
 REMEDIES: dict[str, str] = {
     # The image's file.
-    "file is of a kind that no image reader reads": "convert it to PNG or JPEG, or move it out of 'options.images'",
+    "file is of a kind that no image reader reads": "convert it to PNG or JPEG, or move it away; DICOM needs the ending .dcm",
     "image can't be decoded": "fetch the image file again, or delete it",
     "image file has several frames": "save each frame as an image file of its own",
     "image file is missing": "restore the image file, or correct its name in the annotation",
@@ -100,6 +100,7 @@ REMEDIES: dict[str, str] = {
     "colour in the mask has no label in the recipe": "add it to 'options.colours' or 'options.ignore', or set 'tolerance'",
     "colours in the mask fit none of the recipe's": "add them to 'options.colours' or 'options.ignore', or raise 'tolerance'",
     "label is not in the recipe's terms": "add the label to the recipe's key 'terms'",
+    "nothing in the mask reaches the threshold": "lower the recipe's 'options.threshold', or set 'options.read: index'",
     "number in the mask has no label in the recipe": "add the number to the recipe's 'options.values' or 'options.ignore'",
     "region without a label": "write the region's label, or correct the recipe's 'options.label_pattern'",
     # Where a region is.

@@ -29,7 +29,7 @@ import numpy as np
 from medpclip.data.pictures import PictureError, read_size
 from medpclip.data.readers.arrays import MOST_PIXELS, read_npz
 from medpclip.data.readers.base import Entry, Fault, ImageReader, RawSample, UnusableError
-from medpclip.data.readers.files import IMAGE_SUFFIXES, list_files
+from medpclip.data.readers.files import IMAGE_SUFFIXES, list_files, require_inside
 from medpclip.data.readers.masks import ComponentOptions, add_mask
 from medpclip.errors import MedpclipError
 
@@ -71,8 +71,9 @@ class SparseNpzReader(ImageReader[SparseNpzOptions]):
 
     def scan(self) -> list[Entry | Fault]:
         where = self.options.datasets
+        require_inside(where, "options.datasets")
         path = self.source / where
-        paths = [path] if path.is_file() and ".." not in Path(where).parts else []
+        paths = [path] if path.is_file() else []
         paths = paths or list_files(self.source, where, "options.datasets", (".json",))
         if not paths:
             raise MedpclipError(f"{path}: holds no JSON file; check --source, or the recipe's key 'options.datasets'")

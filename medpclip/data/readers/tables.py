@@ -40,7 +40,8 @@ class TableOptions:
         encoding: of a text table without a byte order mark.
         images: folder or pattern of the images.
         image_column: the column that names the image.
-        match: what that column holds, see `medpclip.data.readers.matching`.
+        match: what that column holds, see `medpclip.data.readers.matching`; or
+        image_key: a regular expression over the image's path whose groups, joined by "_", that column holds.
     """
 
     table: str | list[str] = ""
@@ -50,6 +51,7 @@ class TableOptions:
     images: str = "images"
     image_column: str = "image"
     match: Literal["auto", "path", "name", "stem"] = "auto"
+    image_key: str | None = None
 
     def __post_init__(self) -> None:
         if self.delimiter is not None and self.delimiter not in DELIMITERS and len(self.delimiter) != 1:
@@ -62,6 +64,19 @@ class TableOptions:
             ) from None
         if self.header is not None and len(set(self.header)) != len(self.header):
             raise ValueError(f"'header' names a column twice: {self.header}")
+        check_image_key(self.image_key)
+
+
+def check_image_key(pattern: str | None) -> None:
+    """Raise `ValueError` unless an option "image_key" is left out, or a regular expression with a group."""
+    if pattern is None:
+        return
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"'image_key' is no regular expression ({error})") from None
+    if not groups:
+        raise ValueError(f"'image_key' is '{pattern}'; put what the column holds into (...)")
 
 
 @dataclass(slots=True)
@@ -81,6 +96,14 @@ class Row:
     cells: dict[str, Any] = field(default_factory=dict)
     problem: str = ""
     detail: str = ""
+
+
+def common_cells(rows: Sequence[Row]) -> dict[str, Any]:
+    """What all whole rows of an image say alike."""
+    whole = [row.cells for row in rows if not row.problem]
+    first = whole[0] if whole else {}
+    # Rows of two tables may have different columns.
+    return {name: cell for name, cell in first.items() if all(name in row and row[name] == cell for row in whole)}
 
 
 def list_tables(source: Path, options: TableOptions) -> list[Path]:

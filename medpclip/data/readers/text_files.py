@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from medpclip.data.readers.base import Fault, UnusableError
-from medpclip.data.readers.files import is_pattern, stem_below
+from medpclip.data.readers.files import is_pattern, stem_below, without_suffix
 from medpclip.errors import MedpclipError
 
+Suffix = str | Sequence[str]  # what names have at their end beyond what both sides have, or several such
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
 
@@ -82,7 +84,7 @@ def class_names(source: Path, classes: Mapping[str, str], names: str | None) -> 
     return found
 
 
-def tree_key(source: Path, where: str, suffix: str = "") -> Callable[[Path], str]:
+def tree_key(source: Path, where: str, suffix: Suffix = "") -> Callable[[Path], str]:
     """A key for `pair` that brings files of parallel trees together.
 
     Below a folder it is the path without extension, as in "images/a/1.jpg" and "labels/a/1.txt". Below a pattern it is
@@ -100,9 +102,33 @@ def tree_key(source: Path, where: str, suffix: str = "") -> Callable[[Path], str
 
     def key(path: Path) -> str:
         below = path.relative_to(source).with_suffix("")
-        return "/".join([*(part for part in below.parts[:-1] if part not in named), below.name.removesuffix(suffix)])
+        return "/".join([*(part for part in below.parts[:-1] if part not in named), without_suffix(below.name, suffix)])
 
     return key
+
+
+def parallel_keys(
+    source: Path, left: tuple[str, Iterable[Path], Suffix], right: tuple[str, Iterable[Path], Suffix]
+) -> tuple[Callable[[Path], str], Callable[[Path], str]]:
+    """Keys for `pair`, for images and their annotations: names alone, and `tree_key` where names alone don't do.
+
+    Below patterns "train/images/1.png" and "test/images/1.png" share their name: then folders must tell whose
+    "train/masks/1.png" is.
+
+    Args:
+        source: the source's folder.
+        left: the option that found the images, the images, and their suffix.
+        right: the same of the annotations.
+    """
+    sides = [(stem_below(source, where, suffix), tree_key(source, where, suffix)) for where, _, suffix in (left, right)]
+    shared: set[str] = set()
+    for (stem, _), (_, paths, _) in zip(sides, (left, right), strict=True):
+        shared |= {name for name, times in Counter(map(stem, paths)).items() if times > 1}
+
+    def key(stem: Callable[[Path], str], tree: Callable[[Path], str]) -> Callable[[Path], str]:
+        return lambda path: tree(path) if stem(path) in shared else stem(path)
+
+    return key(*sides[0]), key(*sides[1])
 
 
 def _yaml_names(text: str, path: Path) -> dict[str, str]:

@@ -5,20 +5,23 @@ write VOC today put pixel edges there, counted from 0. `corners` says which: "ed
 values as edges, so a box is [xmin, ymin, xmax - xmin, ymax - ymin]; "inclusive" is the development kit's,
 [xmin - 1, ymin - 1, xmax - xmin + 1, ymax - ymin + 1].
 
-An XML file belongs to the image of the same name (sub-folders included); where there is none, to the one that its
-`filename` names. The `path` tag is never used: it points into the annotator's machine. A `size` of zero, as some tools
-write it, states nothing; any other that differs from the image's makes its boxes doubtful, and they are quarantined.
+An XML file belongs to the image of the same name (sub-folders included; below patterns, folders tell images of one name
+apart, as in "label_mask"); where there is none, to the only image of the name that `filename` states. The `path` tag is
+never used: it points into the annotator's machine. A `size` of zero, as some tools write it, states nothing; any other
+that differs from the image's makes its boxes doubtful, and they are quarantined.
 """
 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal
 
 from medpclip.data.readers.base import Entry, Fault, ImageReader, RawRegion, RawSample, UnusableError
-from medpclip.data.readers.files import list_files, list_images, pair, stem_below
+from medpclip.data.readers.files import list_files, list_images, pair
+from medpclip.data.readers.text_files import parallel_keys
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -49,10 +52,10 @@ class VocReader(ImageReader[VocOptions]):
         options = self.options
         images, faults = list_images(self.source, options.images, "options.images")
         annotations = list_files(self.source, options.annotations, "options.annotations", (".xml",))
-        key = stem_below(self.source, options.images)
-        owner = stem_below(self.source, options.annotations)
+        key, owner = parallel_keys(self.source, (options.images, images, ""), (options.annotations, annotations, ""))
         known = {key(image): image for image in images}
-        by_name = {image.name: key(image) for image in images}
+        times = Counter(image.name for image in images)
+        by_name = {image.name: key(image) for image in images if times[image.name] == 1}
 
         def belongs_to(path: Path) -> str:
             stem = owner(path)

@@ -6,8 +6,9 @@ numbers as boxes and longer ones as polygons (keypoints look like polygons: don'
 line may have one number more at its end; it becomes the region's metadata "confidence". x goes right and y down.
 
 A label file belongs to the image of the same path below the other folder ("images/a/1.jpg", "labels/a/1.txt"); below
-patterns, see `tree_key`. An empty file means that there is no object. A missing one usually means the same, but might
-be lost: `missing` says which it is.
+patterns, to that of the same path without the folders that the patterns name in full ("train/images/1.jpg" and
+"train/labels/1.txt" with "*/images/*" and "*/labels/*"). An empty file means that there is no object. A missing one
+usually means the same, but might be lost: `missing` says which it is.
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ def test_keys_of_several_habits() -> None:
         "metadata": {"institution": "Vilkovar General", "notes": "effusion"},
         "radiologists": ["Anna", "Bert"],
         "doctor_note": "x" * 100,
+        "mrn": 5512987.0,
+        "person_score": float("nan"),
     }
     assert known_values(metadata) == (
         "Zorbanelli^Xanthippe",
@@ -28,6 +30,7 @@ def test_keys_of_several_habits() -> None:
         "Vilkovar General",
         "Anna",
         "Bert",
+        "5512987",
     )
 
 

@@ -41,12 +41,14 @@ def test_made_at_first_use_private_and_kept(tmp_path: Path) -> None:
     assert path.read_text().strip() not in (first.fingerprint, first.hash("group", ""))
 
 
-def test_environment_wins_and_may_be_hex_or_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_environment_may_be_hex_or_text_and_a_named_file_wins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = private(tmp_path / "salt", "another secret, long enough")
     monkeypatch.setenv(ENVIRONMENT, HEX)
-    assert Salt.load(file).fingerprint == Salt(bytes.fromhex(HEX), "here").fingerprint
+    assert Salt.load().fingerprint == Salt(bytes.fromhex(HEX), "here").fingerprint
     monkeypatch.setenv(ENVIRONMENT, "no hex but long enough")
-    assert Salt.load(file).fingerprint == Salt(b"no hex but long enough", "here").fingerprint
+    assert Salt.load().fingerprint == Salt(b"no hex but long enough", "here").fingerprint
+    assert Salt.load(file).fingerprint == Salt(b"another secret, long enough", "here").fingerprint
+    assert not (tmp_path / ".config").exists()
 
 
 def test_file_is_read_without_its_line_end(tmp_path: Path) -> None:

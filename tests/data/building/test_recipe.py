@@ -65,6 +65,10 @@ def words_of(rule: str | ValueRule) -> set[str]:
         ("labels: {finding: {values: {a: b}}}", "everything else needs 'key'"),
         ("split: {metadata: {key: a, values: {x: training}}}", "must lead to 'train', 'val' and 'test'"),
         ("path_pattern: '(?P<case'", "'path_pattern' is no regular expression"),
+        ("split: {metadata: {columns: {x: train, y: test}}}", "must lead to 'train', 'val' and 'test'"),
+        ("split: {metadata: {key: a, lexicon: true}}", "must lead to 'train', 'val' and 'test'"),
+        ("attributes: {shape: {key: a, values: {x: round}, separator: '|'}}", "'attributes.shape' has 'separator'"),
+        ("anatomy: {columns: {x: liver}}", "'anatomy' has 'separator' or 'columns', but can say one thing only"),
         ("midline: true", "say which side is which"),
     ],
 )

@@ -1,5 +1,6 @@
 """Builds by several workers and jobs, cut off at any moment: always the same bytes, and nothing of two builds mixed."""
 
+import errno
 import json
 import os
 import random
@@ -19,6 +20,8 @@ from medpclip.data.building import build as build_module
 from medpclip.data.building.build import build, convert_part, merge
 from medpclip.data.building.privacy import Salt
 from medpclip.data.building.recipe import Recipe
+from medpclip.data.building.spool import stamp
+from medpclip.data.readers import Entry
 from medpclip.data.readers.coco import CocoReader
 from medpclip.errors import MedpclipError
 
@@ -167,7 +170,7 @@ def test_killed_at_ten_random_moments_with_workers(source: Path, tmp_path: Path,
         os.kill(child, signal.SIGKILL)
         killed += os.waitpid(child, 0)[1] != 0
         if out.exists():  # it was done, but for tidying up perhaps
-            if list(tmp_path.glob("out.private/part*")):
+            if len(list(tmp_path.glob("out.private/*"))) > 2:
                 build(recipe(), source, out, SALT)
             assert contents(out) == whole
             shutil.rmtree(out)
@@ -283,3 +286,123 @@ def test_one_file_that_breaks_a_reader_does_not_end_the_build(
     assert manifest["quarantine"]["reader failed unexpectedly"] == {"faults": 1, "images": 1, "regions": 0}
     lines = (tmp_path / "out.private" / "quarantine.jsonl").read_text()
     assert "images/011.png" in lines and "ZeroDivisionError: nobody thought of it" in lines
+
+
+def test_images_and_masks_that_changed_in_between_are_converted_anew(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(source, tmp_path / "source")
+    with monkeypatch.context() as patch:
+        stop_after(5, patch)
+        with pytest.raises(KeyboardInterrupt):
+            build(recipe(), folder, tmp_path / "out", SALT)
+    Image.fromarray(np.full((40, 60, 3), 99, np.uint8)).save(folder / "images" / "002.png")
+    annotations = json.loads((folder / "annotations.json").read_text())
+    annotations["annotations"][9]["bbox"] = [5, 5, 5, 5]
+    (folder / "annotations.json").write_text(json.dumps(annotations))
+    for name in ("out", "fresh"):
+        build(recipe(), folder, tmp_path / name, SALT)
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+    said = capsys.readouterr().err
+    assert "files of 8 converted images have changed" in said and f"going on after 12 of {IMAGES} images" in said
+
+
+@pytest.mark.parametrize("what", ["table", "list"])
+def test_a_table_or_published_split_that_changed_in_between_is_another_build(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Half of the images would have the old labels, or lie in the old split."""
+    folder = shutil.copytree(source, tmp_path / "source")
+    names = [f"{i:03d}" for i in range(IMAGES)]
+    (folder / "table.csv").write_text("name,stage\n" + "".join(f"{name},P\n" for name in names))
+    (folder / "train.txt").write_text("\n".join(names))
+    given = recipe(
+        table={"file": "table.csv", "key": "name"},
+        labels={"stage": {"key": "stage", "values": {"P": "early", "Q": "late"}}},
+        split={"files": {"train": "train.txt"}},
+    )
+    with monkeypatch.context() as patch:
+        stop_after(2, patch)
+        with pytest.raises(KeyboardInterrupt):
+            build(given, folder, tmp_path / "out", SALT)
+    path, text = (folder / "table.csv", "name,stage\n001,Q\n") if what == "table" else (folder / "train.txt", "001")
+    path.write_text(text)
+    with pytest.raises(MedpclipError, match="interrupted build .* differs in entries"):
+        build(given, folder, tmp_path / "out", SALT)
+
+
+def test_parts_converted_anew_are_not_taken_for_those_of_finished_shards(source: Path, tmp_path: Path) -> None:
+    """The shards would stay the old ones, and the new chunks be deleted."""
+    build(recipe(), source, tmp_path / "out", SALT)
+    convert_part(recipe(), source, tmp_path / "out.private", SALT)
+    with pytest.raises(MedpclipError, match="exists and is not an empty folder"):
+        merge(recipe(), [tmp_path / "out.private"], tmp_path / "out")
+    assert list((tmp_path / "out.private" / "part-1-of-1").glob("*.bin"))
+
+
+@pytest.mark.parametrize("where", ["shard", "manifest", "folder", "quarantine", "spool"])
+def test_a_full_disk_is_a_message_and_the_build_goes_on_afterwards(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, bytes], where: str
+) -> None:
+    ends = {"shard": ".tar", "manifest": "manifest.json", "folder": "/out", "spool": "000003.bin"}
+    replace, fsync = os.replace, os.fsync
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fsync_of(descriptor: int) -> None:
+        full() if os.readlink(f"/proc/self/fd/{descriptor}").endswith("quarantine.jsonl") else fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        if where == "quarantine":
+            patch.setattr(os, "fsync", fsync_of)
+        else:
+            patch.setattr(os, "replace", lambda a, b: full() if str(b).endswith(ends[where]) else replace(a, b))
+        with pytest.raises(MedpclipError, match=r"can't be written \(No space left on device\); make room there"):
+            build(recipe(), source, tmp_path / "out", SALT, samples_per_shard=8)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.private"]
+    build(recipe(), source, tmp_path / "out", SALT, samples_per_shard=8)
+    assert contents(tmp_path / "out") == whole
+
+
+def test_a_file_system_without_locks_is_built_on_with_a_warning(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: dict[str, bytes], capsys: Any
+) -> None:
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(build_module.fcntl, "flock", flock)
+    build(recipe(), source, tmp_path / "out", SALT, samples_per_shard=8)
+    assert contents(tmp_path / "out") == whole
+    assert "can't be locked (Function not implemented); start no second build there" in capsys.readouterr().err
+
+
+def test_all_private_folders_are_private_while_parts_are_converted(source: Path, tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        convert_part(recipe(), source, tmp_path / "private", SALT, part=1, parts=2)
+    finally:
+        os.umask(before)
+    for path in [tmp_path / "private", *(tmp_path / "private").rglob("*")]:
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_what_would_fail_at_the_end_fails_at_the_start(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(MedpclipError, match="--samples-per-shard is 0; give 1 or more"):
+        build(recipe(), source, tmp_path / "out", SALT, samples_per_shard=0)
+    with pytest.raises(MedpclipError, match="--out .: its private folder would have no name"):
+        build(recipe(), source, Path(), SALT)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_source_that_was_copied_with_its_times_has_not_changed(tmp_path: Path) -> None:
+    """As where each job copies it to a disk of its own."""
+    (tmp_path / "a").mkdir()
+    for name in ("1.png", "1.xml"):
+        (tmp_path / "a" / name).write_text(name)
+        os.utime(tmp_path / "a" / name, (1e9, 1e9 + 0.7))
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    stamps = [stamp([Entry("1.png", [{"file": tmp_path / x / "1.xml"}])], tmp_path / x) for x in "ab"]
+    assert stamps[0] == stamps[1]
+    (tmp_path / "b" / "1.xml").write_text("1.xmL")
+    assert stamp([Entry("1.png", [{"file": tmp_path / "b" / "1.xml"}])], tmp_path / "b") != stamps[0]

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,8 @@ def same(a: Batch, b: Batch) -> bool:
     return (
         a.keys == b.keys
         and torch.equal(a.images, b.images)
+        and torch.equal(a.colours, b.colours)
+        and a.image_facts == b.image_facts
         and all(torch.equal(a.prompts[name], b.prompts[name]) for name in a.prompts)
         and a.region_facts == b.region_facts
     )
@@ -137,6 +140,18 @@ def test_prompts_facts_and_padding_agree(shards: Path) -> None:
         assert batch.images.shape == (4, 64, 64, 3) and batch.images.dtype == torch.uint8
         given = batch.prompts["box_valid"] | batch.prompts["mask_valid"] | (batch.prompts["point_labels"] >= 0).any(-1)
         assert given.sum(1).tolist() == [len(facts) for facts in batch.region_facts]
+
+
+def test_colours_are_drawn_but_left_to_the_device(shards: Path) -> None:
+    data = dataset(shards, augmentation=replace(STILL, brightness=0.1, contrast=0.3))
+    still = dataset(shards, augmentation=STILL)
+    assert isinstance(data, RegionDataset) and isinstance(still, RegionDataset)
+    items = [Item(0, i, 0) for i in range(8)]
+    batch, plain = data[items], still[items]
+    assert torch.equal(batch.images, plain.images) and plain.colours.tolist() == [[1.0, 0.0]] * 8
+    gain, offset = batch.colours.T
+    assert batch.colours.dtype == torch.float32 and len(set(gain.tolist())) == len(set(offset.tolist())) == 8
+    assert ((gain - 1).abs() <= 0.3).all() and (offset.abs() <= 25.5).all() and offset.abs().max() > 1
 
 
 def test_balanced_draws_take_each_category_before_any_twice(shards: Path) -> None:

@@ -157,7 +157,7 @@ def test_boxes_and_points_are_visible_by_their_own_rule() -> None:
     ]
     assert table(regions, window).visible().tolist() == [True, False, True, False]
     crowd = [{"category": "a", "bbox": [0, 0, 9, 9], "iscrowd": 1}, regions[0]]
-    assert table(crowd, window).number.tolist() == [1]
+    assert table(crowd, window).visible().tolist() == [False, True]
 
 
 def test_noise_swells_and_shrinks_by_a_cell() -> None:

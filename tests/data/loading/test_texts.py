@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medpclip.data.lexicon import Lexicon, Term
+from medpclip.data.loading.facts import image_facts, look, region_facts
 from medpclip.data.loading.geometry import Window
+from medpclip.data.loading.regions import RegionTable
 from medpclip.data.loading.texts import (
     IGNORED,
     NEGATIVE,
@@ -18,9 +20,6 @@ from medpclip.data.loading.texts import (
     TextSampling,
     draw_image_texts,
     draw_region_texts,
-    image_facts,
-    region_facts,
-    seen_regions,
     targets,
 )
 from medpclip.data.schema import Region, Sample
@@ -254,11 +253,19 @@ def test_all_labels_of_a_list_hold_and_an_empty_one_holds_none() -> None:
     assert targets(items, texts, LEXICON).tolist() == [[P, P, N], [N, N, N], [X, X, X]]
 
 
+def known(sample: Sample) -> tuple[Facts, Facts]:
+    """Facts of the image and of its one region."""
+    facts = [sample.to_json()]
+    table = RegionTable.read(facts, [Window.whole(sample.width, sample.height)])
+    shown = look(table)
+    return image_facts(facts, table, shown)[0], region_facts(facts, table, shown, np.arange(1))[0]
+
+
 def test_image_texts_state_what_holds() -> None:
     labels = {"finding": ["effusion", "mass"], "none": []}
     region = Region(0, "left lung", bbox=[10, 10, 30, 20])
     sample = Sample("k", "s", "train", "g", "CT", 99, 99, "chest", labels=labels, regions=[region])
-    items = [image_facts(sample)] * 300
+    items: list[Facts] = [known(sample)[0]] * 300
     texts = draw_image_texts(items, LEXICON, TextSampling(synonyms=0), np.random.default_rng(1))
     stated = {fact for text in texts for fact in text.facts}
     assert stated == {("modality", "CT"), ("anatomy", "chest"), ("present", "left lung"),
@@ -272,8 +279,7 @@ def test_left_of_the_image_and_the_patients_left_are_worded_apart() -> None:
     region = Region(0, "lung", bbox=[60, 40, 30, 20])
     sample = Sample("k", "s", "train", "g", "CT", 100, 100, regions=[region], annotated_terms=["lung"],
                     extra={"laterality": "radiological", "midline": True})  # fmt: skip
-    window = Window.whole(100, 100)
-    item = region_facts(region, sample, window, seen_regions(sample, window))
+    item = known(sample)[1]
     assert item["side"] == ("left",) and item["place"] == ("right",)
     found: dict[str, set[str]] = {}
     for seed in range(80):

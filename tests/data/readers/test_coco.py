@@ -173,3 +173,38 @@ def test_file_that_is_no_coco(tmp_path: Path, text: str | None, message: str) ->
         (tmp_path / "annotations.json").write_text(text)
     with pytest.raises(MedpclipError, match=message):
         CocoReader(tmp_path, CocoOptions()).scan()
+
+
+def test_corners_in_place_of_sizes(tmp_path: Path) -> None:
+    image(tmp_path, "a.png")
+    boxes = [[10, 4, 15, 9], [3, 2, 1, 1], [1, 2, 3], None]
+    annotations = [{"id": i, "image_id": 7, "category_id": 1, "bbox": box} for i, box in enumerate(boxes)]
+    reader, (found,), _ = scan(tmp_path, [entry(7, "a.png")], annotations, boxes="corners")
+    assert [r.bbox for r in reader.read(found).regions] == [[10, 4, 5, 5], [3, 2, -2, -1], [1, 2, 3], None]
+
+
+def test_what_an_annotation_says_beside_its_place(tmp_path: Path) -> None:
+    image(tmp_path, "a.png")
+    told = {"id": 1, "image_id": 7, "category_id": 1, "attributes": {"side": "left"}, "iscrowd": 0}
+    place = {"bbox": [1, 2, 3, 4], "segmentation": [[1, 1, 5, 1, 5, 5]], "keypoints": [1, 1, 2]}
+    reader, (found,), _ = scan(tmp_path, [entry(7, "a.png")], [told | place])
+    assert reader.read(found).regions[0].metadata == told
+
+
+def test_patterns_of_annotation_files(tmp_path: Path) -> None:
+    for name in ("train", "valid"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.zeros((20, 30), np.uint8)).save(tmp_path / name / f"{name}.png")
+        data = {"images": [entry(0, f"{name}.png")], "annotations": [], "categories": CATEGORIES}
+        (tmp_path / name / "_annotations.coco.json").write_text(json.dumps(data))
+    found = CocoReader(tmp_path, CocoOptions("*/_annotations.coco.json", images=".")).scan()
+    assert [item.image for item in found if isinstance(item, Entry)] == ["train/train.png", "valid/valid.png"]
+    with pytest.raises(MedpclipError, match=r"nothing fits '\*/x\.json'"):
+        CocoReader(tmp_path, CocoOptions("*/x.json", images=".")).scan()
+
+
+@pytest.mark.parametrize("name", ["/etc/hostname", "../x.json", "*/../x.json"])
+def test_annotations_outside_of_the_source_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "images").mkdir()
+    with pytest.raises(MedpclipError, match="leads out of the source"):
+        CocoReader(tmp_path, CocoOptions(name)).scan()

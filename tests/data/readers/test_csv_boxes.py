@@ -289,3 +289,16 @@ def test_real_rows_without_a_mask() -> None:
     assert faults == {"box is the whole picture": 6}
     labels = Counter(region.label.removeprefix("COVID-19 ") for sample in found.values() for region in sample.regions)
     assert labels["Cardiomediastinum"] == 29 and labels["Monitoring Probes"] == 5
+
+
+def test_tables_with_other_columns_about_one_image(tmp_path: Path) -> None:
+    (tmp_path / "more.csv").write_text("image,label,xmin,ymin,xmax,ymax\na.png,node,1,2,3,4\n")
+    of = reader(tmp_path, f"{HEAD},sex\na.png,node,1,2,3,4,F\n", table=["boxes.csv", "more.csv"])
+    (entry,) = [item for item in of.scan() if isinstance(item, Entry)]
+    assert "sex" not in entry.metadata and entry.metadata["label"] == "node"
+
+
+@pytest.mark.parametrize(("pattern", "match"), [("(", "no regular expression"), ("a", "into")])
+def test_image_key_needs_a_group(tmp_path: Path, pattern: str, match: str) -> None:
+    with pytest.raises(MedpclipError, match=match):
+        reader(tmp_path, f"{HEAD}\n", image_key=pattern)

@@ -256,3 +256,11 @@ def test_tables_that_cannot_be_read(tmp_path: Path, content: bytes | None, probl
 def test_options_that_contradict(options: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         CsvRleOptions(**({"table": "t.csv"} | options))
+
+
+def test_an_expression_joins_folder_and_name(tmp_path: Path) -> None:
+    save(tmp_path, [wide("case1_slice2")])
+    (tmp_path / "images/case1").mkdir()
+    (tmp_path / "images/a.png").rename(tmp_path / "images/case1/slice2_30_20.png")
+    of = reader(tmp_path, WIDE, image_key="(case[0-9]+)/(slice[0-9]+)")
+    assert [item.image for item in of.scan() if isinstance(item, Entry)] == ["images/case1/slice2_30_20.png"]

@@ -27,3 +27,10 @@ def test_first_lines_name_what_is_read() -> None:
 def test_unknown_reader() -> None:
     with pytest.raises(MedpclipError, match="reader 'vocs' is unknown; there are: .*voc"):
         describe("vocs")
+
+
+def test_what_options_refer_to_is_told_too() -> None:
+    nifti = describe("nifti")
+    assert all(f"    {key}:" in nifti for key in ("files", "values", "kind", "threshold", "ignore", "optional"))
+    assert "{name:REGEX}" in nifti
+    assert '"auto" tries path' in describe("csv_rle") and '"auto" tries path' in describe("captions")

@@ -260,7 +260,7 @@ def test_mask_of_several_frames_or_turned(tmp_path: Path) -> None:
         ({"read": "colour", "values": {}, "colours": COLOURS, "ignore": ["#ff0000"]}, "state a colour twice"),
         ({"read": "colour", "values": {}, "colours": COLOURS, "tolerance": 300}, "'tolerance' must be"),
         ({"colours": COLOURS}, "needs 'read: colour'"),
-        ({"ignore": ["#ffffff"]}, "'ignore' has colours"),
+        ({"ignore": ["#ffffff"]}, "'ignore' has '#ffffff', which is no number"),
         ({"read": "threshold"}, "gives only the number 1"),
         ({"min_pixels": 0}, "expected 1 or more"),
     ],
@@ -272,3 +272,56 @@ def test_options_that_contradict(options: dict[str, Any], problem: str) -> None:
 
 def test_notations_of_colours() -> None:
     assert parse_colour("255, 0,1") == parse_colour("#FF0001") == (255, 0, 1)
+
+
+def test_a_mask_that_never_reaches_the_threshold(tmp_path: Path) -> None:
+    dim = (MASK > 0).astype(np.uint8)
+    save(tmp_path, dim)
+    sample = read(tmp_path, values={"1": "nerve"}, read="threshold")
+    assert not sample.regions
+    assert [(f.reason, f.regions, f.images) for f in sample.faults] == [
+        ("nothing in the mask reaches the threshold", 1, 0)
+    ]
+    save(tmp_path, np.zeros_like(MASK))
+    assert not read(tmp_path, values={"1": "nerve"}, read="threshold").faults
+
+
+def test_traces_in_a_lossy_mask_are_nothing(tmp_path: Path) -> None:
+    save(tmp_path, MASK, mask="masks/a.jpg")
+    assert not read(tmp_path, values={"1": "nerve"}, read="threshold").faults
+
+
+def test_numbers_to_ignore_may_be_quoted(tmp_path: Path) -> None:
+    save(tmp_path, MASK)
+    sample = read(tmp_path, values={"1": "nerve"}, ignore=["2"])
+    assert [r.label for r in sample.regions] == ["nerve"]
+    assert not sample.faults
+
+
+def test_several_suffixes(tmp_path: Path) -> None:
+    save(tmp_path, MASK, image="images/21_training.tif", mask="masks/21_manual1.gif")
+    save(tmp_path, MASK, image="images/01_test.tif", mask="masks/01_manual.gif")
+    options = LabelMaskOptions(
+        values=LABELS, image_suffix=["_training", "_test"], mask_suffix=["", "_manual", "_manual1"]
+    )
+    found = LabelMaskReader(tmp_path, options).scan()
+    assert [(item.image, item.annotation.name) for item in found if isinstance(item, Entry)] == [
+        ("images/01_test.tif", "01_manual.gif"),
+        ("images/21_training.tif", "21_manual1.gif"),
+    ]
+
+
+def test_names_that_return_in_other_folders_below_patterns(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        save(tmp_path, MASK, image=f"{name}/images/1.png", mask=f"{name}/masks/1_m.png")
+    save(tmp_path, MASK, image="val/images/1.png", mask="other/masks/1_m.png")  # neither belongs to the other
+    options = LabelMaskOptions(values=LABELS, images="*/images/*", masks="*/masks/*", mask_suffix="_m")
+    found = LabelMaskReader(tmp_path, options).scan()
+    assert [(item.image, str(item.annotation.relative_to(tmp_path))) for item in found if isinstance(item, Entry)] == [
+        ("test/images/1.png", "test/masks/1_m.png"),
+        ("train/images/1.png", "train/masks/1_m.png"),
+    ]
+    assert sorted(item.reason for item in found if isinstance(item, Fault)) == [
+        "annotation without an image",
+        "image without an annotation",
+    ]

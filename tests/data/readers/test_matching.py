@@ -58,3 +58,27 @@ def test_no_image_has_two_names_and_exact_paths_win(there: set[str], stated: set
     assert not doubtful & set(matched) and doubtful <= set(images)
     if how in ("auto", "path"):
         assert all(found[name] == source / "images" / name for name in stated & there)
+
+
+def test_ends_of_paths(tmp_path: Path) -> None:
+    names = ["train/p1/s1/view1.jpg", "train/p2/s1/view1.jpg", "valid/p2/s1/view1.jpg"]
+    there = [tmp_path / name for name in names]
+
+    def find(*stated: str) -> dict[str, Any]:
+        return match_names(tmp_path, ".", there, stated)[0]
+
+    # The table's paths begin above the source, or below the folder of images.
+    assert find(*(f"CheXpert/{name}" for name in names)) == {f"CheXpert/{name}": tmp_path / name for name in names}
+    assert find("p1/s1/view1.jpg", "p2/s1/view1") == {"p1/s1/view1.jpg": there[0], "p2/s1/view1": AMBIGUOUS}
+    assert find("x/p3/s1/view1.jpg") == {"x/p3/s1/view1.jpg": AMBIGUOUS}
+    assert find("x/p1/view1.png") == {"x/p1/view1.png": AMBIGUOUS}
+
+
+def test_an_expression_says_what_the_table_holds(tmp_path: Path) -> None:
+    there = [tmp_path / name for name in ("i/01_02/109.png", "i/01_03/109.png", "i/odd.png")]
+    stated = ["01_02_109.png", "01_03_109.png", "109.png"]
+    found, doubtful = match_names(tmp_path, "i", there, stated, image_key="([^/]+)/([0-9]+[.]png)$")
+    assert found == {"01_02_109.png": there[0], "01_03_109.png": there[1], "109.png": MISSING}
+    assert not doubtful
+    found, doubtful = match_names(tmp_path, "i", there, ["109"], image_key="/([0-9]+)[.]")
+    assert found == {"109": AMBIGUOUS} and doubtful == set(there[:2])

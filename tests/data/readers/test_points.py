@@ -257,3 +257,11 @@ def real(name: str, size: tuple[int, int], **options: Any) -> tuple[dict[str, Co
     assert (places >= 0).all() and (places <= size).all()
     faults = told(of.scan()) + [fault for sample in found.values() for fault in sample.faults]
     return {image: Counter(r.label for r in sample.regions) for image, sample in found.items()}, faults
+
+
+def test_what_all_points_of_an_image_say_alike_is_said_of_the_image(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        image(tmp_path, f"images/{name}.png")
+    text(tmp_path, "t.csv", "image,x,y,class,slide\na,1,2,cell,s1\na,3,4,cell,s1\nb,1,2,cell,s2\nb,5,6,cell,s3\n")
+    entries = [item for item in reader(tmp_path, table="t.csv").scan() if isinstance(item, Entry)]
+    assert [entry.metadata.get("slide") for entry in entries] == ["s1", None]

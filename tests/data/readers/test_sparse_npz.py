@@ -227,3 +227,9 @@ def test_real_sample_of_imed() -> None:
     sample = own.read(first)
     for region, mask in zip(sample.regions, masks(sample), strict=True):
         assert np.array_equal(mask, dense[int(region.key.removeprefix("row "))] != 0)
+
+
+@pytest.mark.parametrize("name", ["/etc/hostname", "../dataset.json"])
+def test_datasets_outside_of_the_source_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(MedpclipError, match="leads out of the source"):
+        reader(tmp_path, datasets=name).scan()

@@ -150,3 +150,25 @@ def test_broken_objects_are_faults(source: Source) -> None:
 def test_folder_that_is_not_there_or_outside(source: Source, where: str) -> None:
     with pytest.raises(MedpclipError, match="options.annotations"):
         source.reader(annotations=where).scan()
+
+
+def test_a_stated_name_of_several_images_is_nobodys(source: Source) -> None:
+    source.image("a/1.png")
+    source.image("b/1.png")
+    source.xml("x.xml", "<filename>1.png</filename>" + SIZE + obj("RBC", 3, 4, 10, 12))
+    reasons = [item.reason for item in source.reader().scan() if isinstance(item, Fault)]
+    assert sorted(reasons) == ["annotation without an image", *["image without an annotation"] * 2]
+
+
+def test_names_that_return_in_other_folders_below_patterns(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        for folder in ("images", "xml"):
+            (tmp_path / name / folder).mkdir(parents=True)
+        Image.fromarray(np.zeros((20, 30), np.uint8)).save(tmp_path / name / "images/1.png")
+        (tmp_path / name / "xml/1.xml").write_text(f"<annotation>{obj(name, 3, 4, 10, 12)}</annotation>")
+    reader = VocReader(tmp_path, VocOptions("*/images/*", "*/xml/*"))
+    entries = [item for item in reader.scan() if isinstance(item, Entry)]
+    assert {entry.image: reader.read(entry).regions[0].label for entry in entries} == {
+        "train/images/1.png": "train",
+        "test/images/1.png": "test",
+    }
