@@ -286,8 +286,25 @@ def _report(recipe: Recipe, manifest: dict[str, Any], private: Path) -> None:
     if manifest["deidentified"]:
         replaced = ", ".join(f"{kind} {count}" for kind, count in manifest["deidentified"].items())
         print(f"  replaced in captions: {replaced}")
+    for rule in manifest["unused_rules"]:
+        print(f"  the recipe's '{rule}' found nothing to look at in any image; is its key right?")
+    _print_strange_words(recipe)
     if manifest["quarantine"]:
         print(f"  listed in {private / 'quarantine.jsonl'} (private)")
+
+
+def _print_strange_words(recipe: Recipe) -> None:
+    """Words that the lexicon lacks have no synonyms or relatives; some are typos. Labels may well be none of its terms."""
+    from difflib import get_close_matches
+
+    from medpclip.data.lexicon import Lexicon
+
+    lexicon = Lexicon.load()
+    for word in sorted(recipe.words() - lexicon.terms.keys()):
+        near = get_close_matches(word, lexicon.terms, 1, 0.8)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        if near or word in recipe.terms.values():
+            print(f"  '{word}' is not in the lexicon{hint}")
 
 
 def _check(args: argparse.Namespace) -> int:

@@ -119,6 +119,7 @@ class _Assembly:
         self.found = Counter[str]()
         self.written = Counter[str]()
         self.placeholders = Counter[str]()
+        self.rules = Counter[str]()
 
     def run(self, scanned: Sequence[Fault]) -> dict[str, Any]:
         self.quarantine.log(f"recipe {self.recipe.name} {self.recipe.sha256()}, medpclip {__version__}")
@@ -140,6 +141,7 @@ class _Assembly:
             samples += chunk.samples
             self.found.update(images=chunk.images, regions=chunk.regions)
             self.placeholders.update(chunk.placeholders)
+            self.rules.update(chunk.found)
             for fault in chunk.faults:
                 self.quarantine.add(fault)
         return samples
@@ -195,6 +197,7 @@ class _Assembly:
             "regions": self._counts("regions", self.quarantine.regions),
             "quarantine": self.quarantine.reasons,
             "deidentified": dict(sorted(self.placeholders.items())),
+            "unused_rules": [rule for rule in recipe.rule_names() if not self.rules[rule]],
         }
 
     def _counts(self, what: str, lost: int) -> dict[str, int]:

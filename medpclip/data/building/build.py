@@ -100,7 +100,7 @@ def convert_part(
     converter = Converter(recipe, source, salt)
     scanned = converter.reader.scan()
     entries = sorted((item for item in scanned if isinstance(item, Entry)), key=lambda entry: entry.image)
-    add_metadata(entries, recipe, source)
+    without_row = add_metadata(entries, recipe, source)
     # Small sources in smaller chunks, so that every worker gets some; parts and workers must not change them.
     size = min(converter.reader.batch, -(-len(entries) // _FEWEST_CHUNKS) or 1)
     count = -(-len(entries) // size)
@@ -108,7 +108,7 @@ def convert_part(
     plan = Plan(recipe.name, recipe.sha256(), salt.fingerprint, __version__, what, count, parts)
     # The other parts' entries, which may hold long texts, are let go.
     chunks = {i: entries[i * size : (i + 1) * size] for i in range(part - 1, count, parts)}
-    faults = [item for item in scanned if isinstance(item, Fault)]
+    faults = [item for item in scanned if isinstance(item, Fault)] + without_row
     del entries, scanned
     spool = Spool(part_folder(private, part, parts))
     name = recipe.name if parts == 1 else f"{recipe.name}, part {part} of {parts}"

@@ -14,7 +14,7 @@ from medpclip.data.building.known_values import known_values
 from medpclip.data.building.privacy import Salt
 from medpclip.data.building.recipe import Recipe
 from medpclip.data.building.regions import make_region
-from medpclip.data.building.rules import ValueRule
+from medpclip.data.building.rules import ValueRule, has
 from medpclip.data.building.splits import Splitter
 from medpclip.data.lexicon import Lexicon
 from medpclip.data.pictures import Picture, PictureError, read_picture
@@ -49,6 +49,7 @@ class Converted:
     Attributes:
         images, regions: how many were found.
         placeholders: kind -> how many identifying words captions lost.
+        found: rule of the recipe, as "labels.finding" -> for how many images or regions there was something to look at.
     """
 
     samples: list[ConvertedSample] = field(default_factory=list)
@@ -56,6 +57,7 @@ class Converted:
     images: int = 0
     regions: int = 0
     placeholders: Counter[str] = field(default_factory=Counter)
+    found: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: Converted) -> None:
         """What became of some more."""
@@ -64,6 +66,7 @@ class Converted:
         self.images += other.images
         self.regions += other.regions
         self.placeholders.update(other.placeholders)
+        self.found.update(other.found)
 
 
 class Converter:
@@ -127,6 +130,7 @@ class Converter:
             lost = len(raw.regions)
             out.faults.append(Fault(entry.image, raw.part, error.reason, error.detail, images=1, regions=lost))
             return
+        self._note_found(metadata, raw, out.found)
         regions, annotated = self._regions(raw, picture, out.faults)
         width, height = picture.size
         extra: dict[str, Any] = {"laterality": self.recipe.laterality}
@@ -158,6 +162,13 @@ class Converter:
         except MedpclipError as error:  # it names the sample by its hash: nobody would find the file
             raise RuntimeError(str(error)) from None
         out.samples.append(ConvertedSample(encoded, entry.image, raw.part, picture.digest, sample.group))
+
+    def _note_found(self, metadata: Mapping[str, Any], raw: RawSample, found: Counter[str]) -> None:
+        """Count for which rules there was something to look at: one that never finds anything has a wrong key."""
+        found.update(f"labels.{name}" for name, rule in self.recipe.labels.items() if rule.finds(metadata))
+        found.update(f"captions.{key}" for key in self.recipe.captions if has(metadata, key))
+        for name, rule in self.recipe.attributes.items():
+            found[f"attributes.{name}"] += sum(rule.finds(region.metadata) for region in raw.regions)
 
     def _regions(self, raw: RawSample, picture: Picture, faults: list[Fault]) -> tuple[list[Region], list[str]]:
         """The good regions, and the terms of which none was lost: only those are still annotated exhaustively."""
@@ -194,7 +205,9 @@ class Converter:
         """The group (unsalted) and the split of an image."""
         group = self.recipe.group.find(image, metadata)
         if not group:  # its patient may be in another split: better lost than leaked
-            raise PictureError("patient or study of the image is not known", f"group rule {vars(self.recipe.group)}")
+            rule = self.recipe.group
+            detail = f"nothing in the metadata at '{rule.metadata}'" if rule.metadata else f"no match of {rule.path!r}"
+            raise PictureError("patient or study of the image is not known", detail)
         split = self.splitter.split(image, group, metadata)
         if split is None:
             raise PictureError("image is in none of the published splits")

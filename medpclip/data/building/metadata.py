@@ -10,13 +10,16 @@ from typing import Any
 
 from medpclip.data.building.recipe import Recipe
 from medpclip.data.building.rules import TableRule, lookup
-from medpclip.data.readers import Entry
+from medpclip.data.readers import Entry, Fault
 from medpclip.data.readers.files import IMAGE_SUFFIXES
 from medpclip.errors import MedpclipError
 
 
-def add_metadata(entries: Iterable[Entry], recipe: Recipe, source: Path) -> None:
+def add_metadata(entries: Iterable[Entry], recipe: Recipe, source: Path) -> list[Fault]:
     """Join the named groups of the recipe's `path_pattern` and the rows of its `table` to the entries' metadata.
+
+    Returns:
+        A fault for each image that the table lacks; nothing is lost by it.
 
     Raises:
         MedpclipError: the pattern fits no path at all, or the table can't be read.
@@ -25,7 +28,8 @@ def add_metadata(entries: Iterable[Entry], recipe: Recipe, source: Path) -> None
     if recipe.path_pattern is not None:
         _add_groups(entries, recipe.path_pattern, source)
     if recipe.table is not None:
-        _join_table(entries, recipe.table, source)
+        return _join_table(entries, recipe.table, source)
+    return []
 
 
 def _add_groups(entries: list[Entry], pattern: str, source: Path) -> None:
@@ -43,24 +47,26 @@ def _add_groups(entries: list[Entry], pattern: str, source: Path) -> None:
         )
 
 
-def _join_table(entries: list[Entry], rule: TableRule, source: Path) -> None:
+def _join_table(entries: list[Entry], rule: TableRule, source: Path) -> list[Fault]:
     """Add each image's row of the CSV file to its metadata."""
     path = source / rule.file
     rows = _read_rows(path, rule)
-    fitting = 0
+    lacking = []
     for entry in entries:
         name = PurePosixPath(entry.image)
         own = {"path": entry.image, "name": name.name, "stem": name.stem}
         key = own[rule.match] if rule.match in own else lookup(entry.metadata, rule.match)
         if key in rows:
-            fitting += 1
             entry.metadata = entry.metadata | rows[key]
-    if entries and not fitting:
+        else:
+            lacking.append(Fault(entry.image, "", "image has no row in the recipe's table", rule.file))
+    if entries and len(lacking) == len(entries):
         example = f", for one '{next(iter(rows))}'," if rows else ""
         raise MedpclipError(
             f"{path}: none of its {len(rows)} rows{example} names one of {len(entries)} images, for one "
             f"'{entries[0].image}'; check the recipe's keys 'table.key' and 'table.match' ({rule.match})"
         )
+    return lacking
 
 
 def _stem(name: str) -> str:
@@ -73,6 +79,7 @@ def _read_rows(path: Path, rule: TableRule) -> dict[str, dict[str, Any]]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as stream:
             table = csv.DictReader(stream, delimiter=rule.delimiter)
+            table.fieldnames = [name.strip() for name in table.fieldnames or ()]
             if rule.key not in (table.fieldnames or ()):
                 columns = ", ".join(table.fieldnames or ()) or "none"
                 raise MedpclipError(
@@ -80,7 +87,7 @@ def _read_rows(path: Path, rule: TableRule) -> dict[str, dict[str, Any]]:
                 )
             rows: dict[str, dict[str, Any]] = {}
             for row in table:
-                row.pop(None, None)  # cells behind the last column
+                row = {column: (cell or "").strip() for column, cell in row.items() if column is not None}
                 if not row[rule.key]:  # spreadsheets end in rows of empty cells
                     continue
                 key = _stem(row[rule.key]) if rule.match == "stem" else row[rule.key]

@@ -110,6 +110,17 @@ class Recipe:
         """The reader of this recipe for a source folder."""
         return READERS[self.reader][0](source, self.reader_options(f"recipe {self.name}"))
 
+    def rule_names(self) -> list[str]:
+        """The rules that look for something in the metadata, as the build counts them."""
+        named = {"labels": self.labels, "attributes": self.attributes, "captions": self.captions}
+        return [f"{what}.{name}" for what, names in named.items() for name in names]
+
+    def words(self) -> set[str]:
+        """All that it names what images and regions show: terms, or else words that only it knows."""
+        rules = [self.modality, self.anatomy, *self.labels.values(), *self.attributes.values()]
+        stated = {word for rule in rules if rule for word in ({rule} if isinstance(rule, str) else rule.words())}
+        return stated | set(self.terms.values())
+
     def sha256(self) -> str:
         """A hash of what the recipe says, whatever its comments, order of keys, and stated or implied defaults."""
         content = to_mapping(self) | {"options": to_mapping(self.reader_options(self.name))}

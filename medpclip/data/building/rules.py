@@ -25,6 +25,7 @@ class ValueRule:
         ranges: our word -> [from, below) for numbers, as {"child": [0, 18]}.
         columns: key of a column -> our word, which holds where the column has one of `present`.
         present: what a column says where its word holds.
+        absent: what it says where it doesn't; an empty cell counts as this where another column says something.
         unlabelled: values that mean "not known"; so does a missing one. Of `columns`, one makes all unknown.
     """
 
@@ -34,7 +35,8 @@ class ValueRule:
     separator: str | None = None
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
     columns: dict[str, str] = field(default_factory=dict)
-    present: list[str] = field(default_factory=lambda: ["1", "1.0", "true", "True", "yes", "Yes"])
+    present: list[str] = field(default_factory=lambda: ["1", "1.0", "true", "True", "TRUE", "yes", "Yes"])
+    absent: list[str] = field(default_factory=lambda: ["0", "0.0", "false", "False", "FALSE", "no", "No"])
     unlabelled: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -49,6 +51,10 @@ class ValueRule:
         """Whether it may say several words at once, and so gives a list."""
         return self.separator is not None or bool(self.columns)
 
+    def finds(self, metadata: Mapping[str, Any]) -> bool:
+        """Whether the metadata have what it looks for at all, known or not."""
+        return any(has(metadata, key) for key in (self.columns or [self.key or ""]))
+
     def words(self) -> set[str]:
         """The words that it states itself."""
         return {*self.values.values(), *self.ranges, *self.columns.values()}
@@ -61,15 +67,18 @@ class ValueRule:
         if self.columns:
             stated = {word: lookup(metadata, key) for key, word in self.columns.items()}
             known = {word: value for word, value in stated.items() if value is not None}
-            if not known or any(value in self.unlabelled for value in known.values()):
-                return None, []  # a list without the doubtful word would deny it
+            understood = {*self.present, *self.absent, *self.unlabelled}
+            strange = [value for value in known.values() if value not in understood]
+            if not known or strange or any(value in self.unlabelled for value in known.values()):
+                return None, strange  # a list without the doubtful word would deny it
             return [word for word, value in known.items() if value in self.present], []
         assert self.key is not None
         value = lookup(metadata, self.key)
         if value is None or value in self.unlabelled:
             return None, []
         parts = [part.strip() for part in value.split(self.separator)] if self.separator else [value]
-        words, strange = [], []
+        words: list[str] = []
+        strange = []
         for part in parts:
             if part in self.unlabelled or not part:
                 continue
@@ -181,6 +190,15 @@ def check_pattern(pattern: str, key: str) -> None:
         re.compile(pattern)
     except re.error as error:
         raise ValueError(f"'{key}' is no regular expression ({error})") from None
+
+
+def has(metadata: Mapping[str, Any], key: str) -> bool:
+    """Whether there is such a key, with a value or without."""
+    if key in metadata:
+        return True
+    first, _, rest = key.partition(".")
+    inner = metadata.get(first)
+    return bool(rest) and isinstance(inner, Mapping) and has(inner, rest)
 
 
 def lookup(metadata: Mapping[str, Any], key: str) -> str | None:

@@ -89,6 +89,7 @@ class SpooledChunk:
     images: int
     regions: int
     placeholders: Counter[str]
+    found: Counter[str]
 
 
 class Spool:
@@ -177,6 +178,7 @@ class Spool:
             "images": converted.images,
             "regions": converted.regions,
             "placeholders": dict(converted.placeholders),
+            "found": dict(converted.found),
             "stamp": stamp,
         }
         write_atomically(self.folder / _name(chunk, "json"), _dump(facts), _MODE)
@@ -186,7 +188,8 @@ class Spool:
         data = self._read(_name(chunk, "json"))
         samples = [SpooledSample(chunk, place, **_shared(row)) for place, row in enumerate(data["samples"])]
         faults = [Fault(**fault) for fault in data["faults"]]
-        return SpooledChunk(samples, faults, data["images"], data["regions"], Counter(data["placeholders"]))
+        counts = (Counter(data["placeholders"]), Counter(data["found"]))
+        return SpooledChunk(samples, faults, data["images"], data["regions"], *counts)
 
     def load(self, sample: SpooledSample) -> EncodedSample:
         """The sample with its bytes."""

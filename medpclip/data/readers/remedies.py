@@ -42,6 +42,7 @@ REMEDIES: dict[str, str] = {
     # Group, split, labels.
     "image is in none of the published splits": "add the image to a list or folder of the recipe's key 'split'",
     "patient or study of the image is not known": "state it in the metadata, or change the recipe's key 'group'",
+    "image has no row in the recipe's table": "add its row to the table, or check the recipe's 'table.match'",
     "modality of the image is not in the recipe": "add the value to 'values' of the recipe's 'modality'",
     "value of a label is not in the recipe": "add the value to 'values' or 'unlabelled' of the recipe's rule",
     # The annotation's file.

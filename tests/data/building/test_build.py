@@ -382,3 +382,23 @@ def test_a_doubtful_caption_is_kept_out_and_its_image_is_not(
     (captioned,) = [sample for sample in samples if sample.captions]
     assert captioned.captions == ["Opacity in the left lung, seen by [NAME] on [DATE]."]
     assert manifest["deidentified"] and "Weber" not in json.dumps(manifest)
+
+
+def test_rules_that_find_nothing_are_named(source: Source, tmp_path: Path) -> None:
+    labels = {
+        "finding": {"key": "finding", "values": {"P": "pneumonia"}},
+        "view": {"key": "veiw", "values": {"a": "b"}},
+    }
+    attributes = {"side": {"key": "side", "values": {"l": "left"}}}
+    manifest, _, _ = run(source, tmp_path / "out", labels=labels, attributes=attributes, captions=["report", "patient"])
+    assert manifest["unused_rules"] == ["labels.view", "attributes.side", "captions.report"]
+
+
+def test_an_image_without_a_row_is_listed_and_not_lost(source: Source, tmp_path: Path) -> None:
+    (source.folder / "table.csv").write_text(" name , grade\nscan 0, P\nscan 1,P \n")
+    labels = {"grade": {"key": "grade", "values": {"P": "pneumonia"}}}
+    manifest, samples, lines = run(source, tmp_path / "out", table={"file": "table.csv", "key": "name"}, labels=labels)
+    assert manifest["images"]["written"] == 3
+    assert [sample.labels for sample in samples].count({"grade": "pneumonia"}) == 2
+    (line,) = lines
+    assert (line["file"], line["reason"]) == ("images/scan 2.png", "image has no row in the recipe's table")

@@ -27,6 +27,8 @@ from medpclip.data.building.rules import GroupRule, ValueRule
         (ValueRule(columns={"x": "effusion", "y": "nodule"}), {"x": "1", "y": "0"}, ["effusion"], []),
         (ValueRule(columns={"x": "effusion", "y": "nodule"}), {"x": 0, "y": 0}, [], []),
         (ValueRule(columns={"x": "effusion"}), {"y": "1"}, None, []),
+        (ValueRule(columns={"x": "effusion", "y": "nodule"}), {"x": "1", "y": "-1"}, None, ["-1"]),
+        (ValueRule(columns={"x": "effusion", "y": "nodule"}), {"x": "TRUE", "y": ""}, ["effusion"], []),
         (ValueRule(columns={"x": "effusion", "y": "nodule"}, unlabelled=["-1"]), {"x": "1", "y": "-1"}, None, []),
     ],
 )
