@@ -305,9 +305,11 @@ def main() -> None:
     if args.data is not None and not (args.data / MANIFEST).is_file():
         parser.error(f"{args.data}: no {MANIFEST}")
     torch.set_num_threads(1)
-    gc.freeze()  # as the loader's workers do
     versions = {name: __import__(name).__version__ for name in ("numpy", "PIL", "torch", "open_clip", "webdataset")}
     versions |= {"medpclip": medpclip.__version__, "python": platform.python_version(), "machine": platform.machine()}
+    # As the loader's workers do. After all imports: the collector would go through their objects once, and so copy the
+    # pages that this process shares with its workers.
+    gc.freeze()
     print(versions)
     rows = {"speed": speed, "order": order, "memory": memory}[args.what](args)
     if args.out:

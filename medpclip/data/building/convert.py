@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from medpclip.data.building.burned_in import suspect_burned_in
-from medpclip.data.building.deidentify import deidentify
-from medpclip.data.building.known_values import known_values
+from medpclip.data.building.deidentification.deidentify import deidentify
+from medpclip.data.building.deidentification.known_values import known_values
 from medpclip.data.building.privacy import Salt
 from medpclip.data.building.recipe import Recipe
 from medpclip.data.building.regions import make_region

@@ -265,7 +265,7 @@ def _check_sample(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo], key
 
 def _sample_problems(sample: Sample, where: str) -> Iterator[str]:
     """What the schema allows and a build never writes."""
-    from medpclip.data.building.deidentify import deidentify
+    from medpclip.data.building.deidentification.deidentify import deidentify
 
     for name in ("key", "group"):
         if not _HASH.fullmatch(getattr(sample, name)):

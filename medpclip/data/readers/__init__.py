@@ -11,10 +11,10 @@ from medpclip.data.readers.coco import CocoOptions, CocoReader
 from medpclip.data.readers.csv_boxes import CsvBoxesOptions, CsvBoxesReader
 from medpclip.data.readers.csv_rle import CsvRleOptions, CsvRleReader
 from medpclip.data.readers.dense_npz import DenseNpzOptions, DenseNpzReader
-from medpclip.data.readers.dicom import DicomOptions, DicomReader
+from medpclip.data.readers.dicom.reader import DicomOptions, DicomReader
 from medpclip.data.readers.instance_mask import InstanceMaskOptions, InstanceMaskReader
 from medpclip.data.readers.label_mask import LabelMaskOptions, LabelMaskReader
-from medpclip.data.readers.nifti import NiftiOptions, NiftiReader
+from medpclip.data.readers.nifti.reader import NiftiOptions, NiftiReader
 from medpclip.data.readers.placed_mask import PlacedMaskOptions, PlacedMaskReader
 from medpclip.data.readers.points import PointsOptions, PointsReader
 from medpclip.data.readers.sparse_npz import SparseNpzOptions, SparseNpzReader

@@ -34,8 +34,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from medpclip.data.intensity import percentile_range, window_to_8_bits
 from medpclip.data.pictures import encode_picture
+from medpclip.data.pictures.intensity import percentile_range, window_to_8_bits
 from medpclip.data.readers.arrays import MOST_PIXELS, read_npy, read_npz
 from medpclip.data.readers.base import Entry, Fault, RawSample, Reader, UnusableError
 from medpclip.data.readers.files import list_files

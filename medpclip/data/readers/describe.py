@@ -8,18 +8,18 @@ import sys
 
 from medpclip.data.readers import READERS
 from medpclip.data.readers.instance_mask import LabelNames
-from medpclip.data.readers.volume_labels import LabelFiles
+from medpclip.data.readers.nifti.labels import LabelFiles
 from medpclip.errors import MedpclipError
 
 # Conventions that lie in modules of their own, and what the items of an option look like.
 _FURTHER: dict[str, list[str | type]] = {
     "dicom": [
-        "medpclip.data.readers.dicom_seg",
-        "medpclip.data.readers.dicom_rtstruct",
-        "medpclip.data.dicom_pictures",
+        "medpclip.data.readers.dicom.seg",
+        "medpclip.data.readers.dicom.rtstruct",
+        "medpclip.data.pictures.dicom",
     ],
     "instance_mask": [LabelNames],
-    "nifti": [LabelFiles, "medpclip.data.readers.file_patterns"],
+    "nifti": [LabelFiles, "medpclip.data.readers.nifti.file_patterns"],
 }
 _MATCHING = "medpclip.data.readers.matching"
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from medpclip.data.dicom_headers import DICOM_SUFFIXES
+from medpclip.data.pictures.dicom_headers import DICOM_SUFFIXES
 from medpclip.data.readers.base import Entry, Fault
 from medpclip.errors import MedpclipError
 

@@ -4,15 +4,7 @@ from __future__ import annotations
 
 import zlib
 
-
-class PictureError(Exception):
-    """An image that can't be used. `reason` is fixed words that may be counted in public; `detail` is private."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.detail = detail
-
+from medpclip.data.pictures.picture import PictureError
 
 _EOI, _SOS, _DQT, _DNL, _DRI = 0xD9, 0xDA, 0xDB, 0xDC, 0xDD
 _APP0, _APP14 = 0xE0, 0xEE

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from medpclip.data.building.deidentify import (
+from medpclip.data.building.deidentification.deidentify import (
     DOUBT_CAPITALS,
     DOUBT_NAMES,
     DOUBT_REST,

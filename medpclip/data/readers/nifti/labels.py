@@ -15,9 +15,9 @@ from typing import Literal
 import numpy as np
 
 from medpclip.data.readers.base import Fault, RawRegion, RawSample
-from medpclip.data.readers.file_patterns import FilePattern
 from medpclip.data.readers.masks import ComponentOptions, add_mask, each_value
-from medpclip.data.readers.volumes import (
+from medpclip.data.readers.nifti.file_patterns import FilePattern
+from medpclip.data.readers.nifti.volumes import (
     LETTERS,
     PLANES,
     SUFFIXES,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from medpclip.data.building.deidentify_words import EPONYMS, HEADS, PROPER, REPORT, SURNAMES
+from medpclip.data.building.deidentification.words import EPONYMS, HEADS, PROPER, REPORT, SURNAMES
 from medpclip.data.lexicon import Lexicon
 
 WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W_]+)*")

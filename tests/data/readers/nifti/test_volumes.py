@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medpclip.data.readers.volumes import (
+from medpclip.data.readers.nifti.volumes import (
     Volume,
     VolumeError,
     as_slices,

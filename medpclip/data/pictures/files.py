@@ -1,8 +1,8 @@
 """Image files of a source -> the bytes that go into a shard: 8-bit, upright, without metadata.
 
 A JPEG, and a PNG of 8-bit grey or RGB, keep their compressed data to the bit; everything else becomes PNG, grey or
-RGB. Whatever else the file carries
-(EXIF, comments, colour profiles, thumbnails, data behind the end) is left behind: that is where names and places hide.
+RGB. Whatever else the file carries (EXIF, comments, colour profiles, thumbnails, data behind the end) is left behind:
+that is where names and places hide.
 """
 
 from __future__ import annotations
@@ -11,9 +11,6 @@ import errno
 import hashlib
 import io
 import re
-import struct
-import zlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +18,11 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from medpclip.data.dicom_headers import DICOM_SUFFIXES, is_dicom
-from medpclip.data.stripping import PictureError, strip_jpeg, strip_png
+from medpclip.data.pictures.picture import DECODING_ERRORS, Picture, PictureError, encode_picture
+from medpclip.data.pictures.stripping import strip_jpeg, strip_png
 from medpclip.errors import MedpclipError
 
 ORIENTATION_TAG = 274  # EXIF tag
-# What Pillow's decoders raise at damaged files.
-DECODING_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 # libjpeg-turbo's warnings of missing or wrong data: Pillow fills in grey and says nothing.
 _DAMAGED, _HARMLESS = ("Corrupt JPEG data", "Premature end"), "extraneous bytes"
 # Of all that Pillow opens: none that calls another program, as EPS calls Ghostscript.
@@ -63,43 +47,13 @@ _PERCENTILES = (0.5, 99.5)
 DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
 
-@dataclass(frozen=True)
-class Picture:
-    """An image as it goes into a shard.
-
-    Attributes:
-        data: the encoded bytes.
-        extension: "jpg" or "png".
-        pixels: decoded, uint8 (height, width) or (height, width, 3).
-        digest: hexadecimal SHA-256 of the file it comes from (and its part of it): the same for byte-identical copies.
-        intensity: how other than 8-bit values became 8 bits: {"window": [lo, hi], "percentiles": [...], "bits": n}.
-        burned_in: whether the file's own header says, or leaves open where it should say, that text is in the pixels.
-    """
-
-    data: bytes
-    extension: str
-    pixels: np.ndarray
-    digest: str
-    intensity: dict[str, Any] | None = None
-    burned_in: bool = False
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height)."""
-        return self.pixels.shape[1], self.pixels.shape[0]
-
-
-def read_picture(path: Path) -> Picture:
-    """Read, decode fully and clean an image file; DICOM is known by its mark, or by its name.
+def read_image_file(path: Path) -> Picture:
+    """Read, decode fully and clean an image file.
 
     Raises:
         PictureError: unreadable, truncated, several frames, or an EXIF orientation.
         MedpclipError: the whole source can't be read any more; to lose its images one by one would be wrong.
     """
-    if path.suffix.lower() in DICOM_SUFFIXES or is_dicom(path):
-        from medpclip.data.dicom_pictures import read_dicom_picture  # it imports this module
-
-        return read_dicom_picture(path)
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -113,7 +67,7 @@ def read_picture(path: Path) -> Picture:
 
 
 def read_picture_bytes(data: bytes) -> Picture:
-    """The same for the content of an image file."""
+    """`read_image_file` for the content of one."""
     try:
         digest = hashlib.sha256(data).hexdigest()
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
@@ -137,31 +91,17 @@ def read_picture_bytes(data: bytes) -> Picture:
         raise PictureError("image can't be decoded", str(error)) from None
 
 
-def read_size(path: Path) -> tuple[int, int]:
-    """(width, height) of an image file as its header states it; the pixels stay unread.
+def image_file_size(path: Path) -> tuple[int, int]:
+    """(width, height) of an image file as its header states it.
 
     Raises:
         PictureError: the header can't be read.
     """
-    if path.suffix.lower() in DICOM_SUFFIXES or is_dicom(path):
-        from medpclip.data.dicom_pictures import read_dicom_size  # it imports this module
-
-        return read_dicom_size(path)
     try:
         with Image.open(path, formats=_FORMATS) as image:
             return image.size
     except DECODING_ERRORS as error:
         raise PictureError("image can't be decoded", str(error)) from None
-
-
-def encode_picture(
-    pixels: np.ndarray, digest: str, intensity: dict[str, Any] | None = None, burned_in: bool = False
-) -> Picture:
-    """Pixels that a reader made, uint8 (height, width) or (height, width, 3), as PNG."""
-    assert pixels.dtype == np.uint8, pixels.dtype
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG")
-    return Picture(stream.getvalue(), "png", pixels, digest, intensity, burned_in)
 
 
 def _read_jpeg(data: bytes, digest: str) -> Picture:

@@ -1,7 +1,7 @@
 """Values that identify are found by what their keys say; others are left to the text."""
 
-from medpclip.data.building.deidentify import deidentify
-from medpclip.data.building.known_values import known_values
+from medpclip.data.building.deidentification.deidentify import deidentify
+from medpclip.data.building.deidentification.known_values import known_values
 
 
 def test_keys_of_several_habits() -> None:

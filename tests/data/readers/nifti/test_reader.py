@@ -13,7 +13,7 @@ import pytest
 
 from medpclip.config import from_mapping
 from medpclip.data.readers import Entry, Fault, RawSample, UnusableError
-from medpclip.data.readers.nifti import NiftiOptions, NiftiReader
+from medpclip.data.readers.nifti.reader import NiftiOptions, NiftiReader
 from medpclip.data.schema import Region
 from medpclip.errors import MedpclipError
 

@@ -15,7 +15,7 @@ from PIL import Image, PngImagePlugin
 
 from medpclip.data.inspection.image_metadata import image_metadata
 from medpclip.data.pictures import PictureError, read_picture, read_size
-from medpclip.data.stripping import strip_jpeg, strip_png
+from medpclip.data.pictures.stripping import strip_jpeg, strip_png
 from medpclip.errors import MedpclipError
 
 SECRET = b"DOE^JANE"

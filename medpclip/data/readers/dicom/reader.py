@@ -1,7 +1,7 @@
 """DICOM: images of any kind, with regions from SEG and RTSTRUCT files that lie among them.
 
 Every DICOM file of a folder is looked at, whatever its name: it is known by the mark behind its preamble. Images are
-windowed as `medpclip.data.dicom_pictures` says; a multi-frame file gives one picture per frame. How SEG frames and
+windowed as `medpclip.data.pictures.dicom` says; a multi-frame file gives one picture per frame. How SEG frames and
 RTSTRUCT contours find their image, and what they become, is in `dicom_seg` and `dicom_rtstruct`. DICOM objects of
 other kinds (reports, presentation states, bulk annotations, doses) are listed as faults without a loss.
 
@@ -17,7 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from medpclip.data.dicom_headers import (
+from medpclip.data.pictures import Picture, PictureError
+from medpclip.data.pictures.dicom import read_dicom_frames
+from medpclip.data.pictures.dicom_headers import (
     DICOM_SUFFIXES,
     FrameGroups,
     HeaderError,
@@ -27,12 +29,10 @@ from medpclip.data.dicom_headers import (
     read_header,
     text,
 )
-from medpclip.data.dicom_pictures import read_dicom_frames
-from medpclip.data.pictures import Picture, PictureError
 from medpclip.data.readers.base import Entry, Fault, RawRegion, RawSample, Reader, UnusableError
-from medpclip.data.readers.dicom_planes import Atlas, ImageFile, order_slices, read_planes, read_tiles
-from medpclip.data.readers.dicom_rtstruct import RtRegion, count_rtstruct, place_rtstruct, read_rtstruct
-from medpclip.data.readers.dicom_seg import SegFile, SegFrame, all_frames, count_regions, place_seg
+from medpclip.data.readers.dicom.planes import Atlas, ImageFile, order_slices, read_planes, read_tiles
+from medpclip.data.readers.dicom.rtstruct import RtRegion, count_rtstruct, place_rtstruct, read_rtstruct
+from medpclip.data.readers.dicom.seg import SegFile, SegFrame, all_frames, count_regions, place_seg
 from medpclip.data.readers.files import is_document, list_files
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from medpclip.data.readers.file_patterns import FilePattern, find_files, match_all
+from medpclip.data.readers.nifti.file_patterns import FilePattern, find_files, match_all
 
 NII = (".nii.gz", ".nii")
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medpclip.data.readers import Entry, Fault, RawRegion, RawSample, UnusableError
-from medpclip.data.readers.dicom import DicomOptions, DicomReader
-from medpclip.data.readers.dicom_rtstruct import rasterise
+from medpclip.data.readers.dicom.reader import DicomOptions, DicomReader
+from medpclip.data.readers.dicom.rtstruct import rasterise
 from medpclip.data.schema import Region
 
 pytest.importorskip("pydicom")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medpclip.data.dicom_headers import DICOM_ERRORS, frame_count, number, quiet, text
-from medpclip.data.pictures import DECODING_ERRORS, PictureError
+from medpclip.data.pictures.dicom_headers import DICOM_ERRORS, frame_count, number, quiet, text
+from medpclip.data.pictures.picture import DECODING_ERRORS, PictureError
 
 if TYPE_CHECKING:
     from pydicom import Dataset

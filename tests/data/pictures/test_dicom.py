@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medpclip.data.dicom_headers import FrameGroups, is_dicom, pixel_spacing, read_header, suspects_text
-from medpclip.data.dicom_pictures import read_dicom_frames, read_dicom_picture
 from medpclip.data.pictures import Picture, PictureError, read_picture, read_size
+from medpclip.data.pictures.dicom import read_dicom_frames, read_dicom_picture
+from medpclip.data.pictures.dicom_headers import FrameGroups, is_dicom, pixel_spacing, read_header, suspects_text
 
 pydicom = pytest.importorskip("pydicom")
 from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402

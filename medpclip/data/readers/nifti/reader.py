@@ -27,10 +27,10 @@ from typing import Any, Literal
 
 from medpclip.data.pictures import encode_picture
 from medpclip.data.readers.base import Entry, Fault, RawSample, Reader, UnusableError
-from medpclip.data.readers.file_patterns import FilePattern, find_files, match_all
-from medpclip.data.readers.volume_labels import LabelFiles, LabelSource, RegionRules, part_name, read_labels
-from medpclip.data.readers.volume_pictures import PictureRules, SlicePainter
-from medpclip.data.readers.volumes import (
+from medpclip.data.readers.nifti.file_patterns import FilePattern, find_files, match_all
+from medpclip.data.readers.nifti.labels import LabelFiles, LabelSource, RegionRules, part_name, read_labels
+from medpclip.data.readers.nifti.pictures import PictureRules, SlicePainter
+from medpclip.data.readers.nifti.volumes import (
     PLANES,
     SUFFIXES,
     Volume,

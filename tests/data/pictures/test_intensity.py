@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medpclip.data import intensity
-from medpclip.data.intensity import (
+from medpclip.data.pictures import intensity
+from medpclip.data.pictures.intensity import (
     dicom_window,
     percentile_range,
     regular_part,

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medpclip.data.dicom_decoding import PIXEL_ERRORS, anonymous, decode_frames, require_decoder
-from medpclip.data.dicom_headers import (
+from medpclip.data.pictures.dicom_decoding import PIXEL_ERRORS, anonymous, decode_frames, require_decoder
+from medpclip.data.pictures.dicom_headers import (
     FrameGroups,
     HeaderError,
     first,
@@ -28,8 +28,8 @@ from medpclip.data.dicom_headers import (
     suspects_text,
     text,
 )
-from medpclip.data.intensity import dicom_window, percentile_range, sigmoid_to_8_bits, window_to_8_bits
-from medpclip.data.pictures import Picture, PictureError, encode_picture
+from medpclip.data.pictures.intensity import dicom_window, percentile_range, sigmoid_to_8_bits, window_to_8_bits
+from medpclip.data.pictures.picture import Picture, PictureError, encode_picture
 from medpclip.files import file_sha256
 
 if TYPE_CHECKING:

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medpclip.data.dicom_decoding import decode_frames, require_decoder
-from medpclip.data.dicom_headers import FrameGroups, first, frame_count, items, number, numbers, text
 from medpclip.data.pictures import PictureError
+from medpclip.data.pictures.dicom_decoding import decode_frames, require_decoder
+from medpclip.data.pictures.dicom_headers import FrameGroups, first, frame_count, items, number, numbers, text
 from medpclip.data.readers.base import Fault, RawRegion
-from medpclip.data.readers.dicom_planes import Atlas, ImageFile, UnplacedError, read_planes, read_tiles
+from medpclip.data.readers.dicom.planes import Atlas, ImageFile, UnplacedError, read_planes, read_tiles
 from medpclip.data.schema import encode_mask
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from medpclip.data.building.deidentify_rules import (
+from medpclip.data.building.deidentification.rules import (
     ACTING,
     CARET,
     CUED,
@@ -33,8 +33,8 @@ from medpclip.data.building.deidentify_rules import (
     TITLED,
     WHOLE_RULES,
 )
-from medpclip.data.building.deidentify_vocabulary import WORD, is_acronym, is_known, is_plain, stem
-from medpclip.data.building.deidentify_words import EPONYMS, GIVEN_NAMES, PHRASES, PROPER
+from medpclip.data.building.deidentification.vocabulary import WORD, is_acronym, is_known, is_plain, stem
+from medpclip.data.building.deidentification.words import EPONYMS, GIVEN_NAMES, PHRASES, PROPER
 
 DOUBT_NAMES = "words with capital letters may be a name"
 DOUBT_CAPITALS = "capital letters throughout tell no names apart"

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medpclip.data.dicom_headers import HeaderError, items, number, read_header, text
+from medpclip.data.pictures.dicom_headers import HeaderError, items, number, read_header, text
 from medpclip.data.readers.base import Fault, RawRegion
-from medpclip.data.readers.dicom_planes import Atlas, ImageFile, Plane, UnplacedError
+from medpclip.data.readers.dicom.planes import Atlas, ImageFile, Plane, UnplacedError
 from medpclip.data.schema import encode_mask
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from medpclip.data.intensity import percentile_range, regular_part, window_to_8_bits
-from medpclip.data.readers.volumes import Volume, VolumeError, as_slices
+from medpclip.data.pictures.intensity import percentile_range, regular_part, window_to_8_bits
+from medpclip.data.readers.nifti.volumes import Volume, VolumeError, as_slices
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medpclip.data.dicom_headers import FrameGroups, frame_count, number, numbers, pixel_spacing, text
+from medpclip.data.pictures.dicom_headers import FrameGroups, frame_count, number, numbers, pixel_spacing, text
 
 if TYPE_CHECKING:
     from pydicom import Dataset

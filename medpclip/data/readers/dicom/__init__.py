@@ -1,0 +1,1 @@
+"""DICOM images with SEG and RTSTRUCT objects."""

@@ -1,0 +1,1 @@
+"""NIfTI volumes with label volumes, slice by slice."""
