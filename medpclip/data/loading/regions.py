@@ -58,6 +58,8 @@ class RegionTable:
         codes = {term: code for code, term in enumerate(dict.fromkeys(names))}
         if not all(type(term) is str and term for term in codes):
             raise ValueError("a region's term breaks the schema")
+        if not {type(region["id"]) for region in stated} <= {int}:
+            raise ValueError("a region's id breaks the schema")
         counts = [len(regions) for regions in lists]
         image = np.repeat(np.arange(len(facts)), counts)
         sizes = np.array([(sample["width"], sample["height"]) for sample in facts], np.int64).reshape(-1, 2)[image]
