@@ -22,7 +22,7 @@ def disc(x: float = 30, y: float = 20, radius: float = 8) -> tuple[dict[str, Any
     mask = (columns - x) ** 2 + (rows - y) ** 2 < radius**2
     ys, xs = np.where(mask)
     bbox = [int(v) for v in (xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1)]
-    return {"category": "disc", "bbox": bbox, "segmentation": encode_mask(mask)}, mask
+    return {"id": 1, "category": "disc", "bbox": bbox, "segmentation": encode_mask(mask)}, mask
 
 
 def table(regions: list[dict[str, Any]], window: Window = WHOLE) -> RegionTable:
@@ -102,8 +102,8 @@ def test_jitter_has_the_stated_size_and_never_inverts_a_box() -> None:
 
 
 def test_a_region_is_only_prompted_by_what_it_has() -> None:
-    box_only = {"category": "a", "bbox": [1, 2, 3, 4]}
-    point_only = {"category": "a", "points": [[5, 6], [70, 50]]}
+    box_only = {"id": 1, "category": "a", "bbox": [1, 2, 3, 4]}
+    point_only = {"id": 1, "category": "a", "points": [[5, 6], [70, 50]]}
     prompts = draw([box_only, point_only] * 50, PromptSampling(kinds={"mask": 1.0}), 0)
     assert not prompts["mask_valid"].any() and not prompts["box_valid"][1::2].any()
     assert prompts["box_valid"][::2].any() and (prompts["point_labels"][1::2] == 1).any(1).all()
@@ -150,13 +150,13 @@ def test_a_region_half_in_the_window_is_only_prompted_where_it_is_seen(
 def test_boxes_and_points_are_visible_by_their_own_rule() -> None:
     window = Window(10, 10, 40)
     regions = [
-        {"category": "a", "bbox": [0, 20, 20, 5]},  # half of it
-        {"category": "a", "bbox": [0, 20, 19, 5]},
-        {"category": "a", "points": [[1, 1], [30, 30]]},
-        {"category": "a", "points": [[1, 1]]},
+        {"id": 1, "category": "a", "bbox": [0, 20, 20, 5]},  # half of it
+        {"id": 1, "category": "a", "bbox": [0, 20, 19, 5]},
+        {"id": 1, "category": "a", "points": [[1, 1], [30, 30]]},
+        {"id": 1, "category": "a", "points": [[1, 1]]},
     ]
     assert table(regions, window).visible().tolist() == [True, False, True, False]
-    crowd = [{"category": "a", "bbox": [0, 0, 9, 9], "iscrowd": 1}, regions[0]]
+    crowd = [{"id": 1, "category": "a", "bbox": [0, 0, 9, 9], "iscrowd": 1}, regions[0]]
     assert table(crowd, window).visible().tolist() == [False, True]
 
 
@@ -179,7 +179,7 @@ def test_noise_swells_and_shrinks_by_a_cell() -> None:
 @given(st.integers(0, 10_000), st.integers(1, 12))
 def test_what_is_drawn_takes_categories_by_turns(seed: int, most: int) -> None:
     rng = np.random.default_rng(seed)
-    regions = [{"category": f"{rng.integers(4)}", "bbox": [1, 1, 5, 5]} for _ in range(rng.integers(1, 20))]
+    regions = [{"id": 1, "category": f"{rng.integers(4)}", "bbox": [1, 1, 5, 5]} for _ in range(rng.integers(1, 20))]
     given = table(regions)
     every = np.arange(len(regions))
     chosen, place = given.draw(every, rng.random(len(regions)), True, most)
