@@ -102,8 +102,12 @@ format: $(INSTALLED) ## mend style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(INSTALLED) ## the benchmarks
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+bench: $(INSTALLED) ## the benchmarks; with DATA=DIR, one folder a source, also that of building shards
+	$(BIN)/python benchmarks/one_pass.py
+	$(BIN)/python benchmarks/loader.py speed
+	$(BIN)/python benchmarks/loader.py order
+	$(BIN)/python benchmarks/loader.py memory
+	@[[ -z "$(DATA)" ]] || $(BIN)/python benchmarks/build.py --source "$(DATA)"
 
 clean: ## remove the environments, caches and quickstart runs
 	rm -rf .venv .venv-transformers-4 build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(QUICK) $(REAL)
