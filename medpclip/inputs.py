@@ -99,7 +99,7 @@ def _read_pil(image: Image.Image) -> np.ndarray:
     try:
         orientation = image.getexif().get(pictures.ORIENTATION_TAG, 1)
         if image.mode in pictures.DEEP_MODES:
-            pixels = pictures.window_to_8_bits(np.asarray(image), 16)[0]
+            pixels = pictures.reduce_depth(np.asarray(image), 16)[0]
         else:
             pixels = np.asarray(image.convert("RGB"))
     except (*pictures.DECODING_ERRORS, pictures.PictureError) as error:

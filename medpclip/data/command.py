@@ -215,6 +215,8 @@ def _build(args: argparse.Namespace) -> None:
 
     recipes = _load_recipes(args)
     weights = _weights(args.weight, recipes)
+    if args.weight and args.part is not None:
+        raise MedpclipError(f"--weight {args.weight[0]}: a part has no weight; give it to medpclip data merge")
     workers = _workers(args)
     salt = Salt.load(args.salt_file)
     for recipe in recipes:
@@ -254,6 +256,8 @@ def _merge(args: argparse.Namespace) -> None:
 
 def _weights(given: list[str], recipes: list[Recipe]) -> dict[str, float]:
     """Recipe -> weight, from NAME=W."""
+    if given and len(recipes) == 1:
+        raise MedpclipError(f"--weight {given[0]}: one recipe makes no mixture; name several, or leave it out")
     weights = {recipe.name: 1.0 for recipe in recipes}
     for text in given:
         name, _, number = text.partition("=")
@@ -350,7 +354,7 @@ def _show(args: argparse.Namespace) -> None:
 def _phantom(args: argparse.Namespace) -> None:
     from medpclip.data.phantom import write_phantoms
 
-    manifest = write_phantoms(args.out, args.images, args.seed, args.workers)
+    manifest = write_phantoms(args.out, args.images, args.seed, _workers(args))
     for split, counts in manifest["splits"].items():
         print(f"{split}: {counts['samples']} images, {counts['regions']} regions")
 

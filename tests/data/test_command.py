@@ -177,3 +177,10 @@ def test_workers_where_the_system_tells_no_affinity(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(os, "cpu_count", lambda: 7)
     assert command._workers(argparse.Namespace(workers=None)) == 7
     assert command._workers(argparse.Namespace(workers=3)) == 3
+
+
+def test_weights_that_would_do_nothing(work: Path) -> None:
+    with pytest.raises(MedpclipError, match="--weight one=2: one recipe makes no mixture"):
+        medpclip("build", "one", "--source", "source", "--out", "out", "--weight", "one=2")
+    with pytest.raises(MedpclipError, match="--weight one=2: a part has no weight"):
+        medpclip("build", "one", "two", "--source", "source", "--out", "out", "--weight", "one=2", "--part", "1/2")

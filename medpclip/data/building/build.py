@@ -53,8 +53,7 @@ def build(
     """Convert a source; the folder `out` appears whole or not at all.
 
     The private folder gets the quarantine and the log, and holds what an interrupted build has converted: the same call
-    goes on from there. Samples lie in the order of their keys, which has nothing to do with
-    the source's.
+    goes on from there. Samples lie in the order of their keys, which has nothing to do with the source's.
 
     Args:
         recipe: what to read and how.

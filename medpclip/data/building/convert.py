@@ -14,7 +14,7 @@ from medpclip.data.building.deidentification.known_values import known_values
 from medpclip.data.building.privacy import Salt
 from medpclip.data.building.recipe import Recipe
 from medpclip.data.building.regions import make_region
-from medpclip.data.building.rules import ValueRule, has
+from medpclip.data.building.rules import ValueRule, has, reach
 from medpclip.data.building.splits import Splitter
 from medpclip.data.lexicon import Lexicon
 from medpclip.data.pictures import Picture, PictureError, read_picture
@@ -246,9 +246,7 @@ class Converter:
         captions: list[str] = []
         known = known_values(metadata) if self.recipe.captions else ()
         for name in self.recipe.captions:
-            given = metadata.get(name)
-            if given is None:
-                given = _reach(metadata, name)
+            given = reach(metadata, name)
             for text in given if isinstance(given, list) else [given]:
                 if not isinstance(text, str) or not text.strip():
                     continue
@@ -263,13 +261,6 @@ class Converter:
 
     def _hash(self, kind: str, text: str) -> str:
         return self.salt.hash(kind, f"{self.recipe.name}\0{text}")
-
-
-def _reach(metadata: Mapping[str, Any], key: str) -> Any:
-    value: Any = metadata
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
 
 
 def _lose(out: Converted, fault: Fault) -> None:

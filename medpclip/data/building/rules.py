@@ -201,16 +201,19 @@ def has(metadata: Mapping[str, Any], key: str) -> bool:
     return bool(rest) and isinstance(inner, Mapping) and has(inner, rest)
 
 
-def lookup(metadata: Mapping[str, Any], key: str) -> str | None:
-    """A value of an image's metadata as text, or None where it is missing, null or empty.
+def reach(metadata: Mapping[str, Any], key: str) -> Any:
+    """What the metadata have at a key, or None; the key as it stands first, then its dots reach into nested objects."""
+    if key in metadata:
+        return metadata[key]
+    value: Any = metadata
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
 
-    The key is tried as it stands first, then its dots reach into nested objects.
-    """
-    value: Any = metadata.get(key)
-    if key not in metadata:
-        value = metadata
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
+
+def lookup(metadata: Mapping[str, Any], key: str) -> str | None:
+    """What `reach` finds, as text; None where it is missing, null, empty, or more than one value."""
+    value = reach(metadata, key)
     if value is None or isinstance(value, (Mapping, list)):
         return None
     return str(value).strip() or None

@@ -58,7 +58,7 @@ class Record:
     stream: int
 
 
-class UnusableError(Exception):
+class UnreadableSampleError(Exception):
     """A sample that can't be used: `reason` is a fixed phrase, the message names shard and key."""
 
     def __init__(self, reason: str, message: str) -> None:
@@ -115,7 +115,7 @@ class BatchBuilder:
     mask_grid: int
     fill: tuple[int, ...]
 
-    def build(self, records: Sequence[Record | UnusableError]) -> Batch:
+    def build(self, records: Sequence[Record | UnreadableSampleError]) -> Batch:
         """The batch of some records, or of why one could not even be read.
 
         Raises:
@@ -124,7 +124,7 @@ class BatchBuilder:
         with _without_garbage_collection():
             return self._build(list(records))
 
-    def _build(self, places: list[Record | UnusableError]) -> Batch:
+    def _build(self, places: list[Record | UnreadableSampleError]) -> Batch:
         images = np.empty((len(places), self.image_size, self.image_size, 3), np.uint8)
         opened: dict[int, _Opened] = {}
         faults: dict[str, str] = {}  # message -> reason
@@ -152,22 +152,22 @@ class BatchBuilder:
 
     def _open(
         self,
-        places: Sequence[Record | UnusableError],
+        places: Sequence[Record | UnreadableSampleError],
         todo: Sequence[int],
         images: np.ndarray,
         opened: dict[int, _Opened],
-    ) -> dict[int, UnusableError]:
+    ) -> dict[int, UnreadableSampleError]:
         """Read facts and images of some places; what can't be used, by place."""
-        broken: dict[int, UnusableError] = {}
-        streams = [0 if isinstance(places[place], UnusableError) else places[place].stream for place in todo]  # type: ignore[union-attr]
+        broken: dict[int, UnreadableSampleError] = {}
+        streams = [0 if isinstance(places[place], UnreadableSampleError) else places[place].stream for place in todo]  # type: ignore[union-attr]
         draws = uniforms(stream_keys(np.array(streams, np.uint64), 0), DRAWS).tolist()
         for place, own in zip(todo, draws, strict=True):
             record = places[place]
             try:
-                if isinstance(record, UnusableError):
+                if isinstance(record, UnreadableSampleError):
                     raise record
                 opened[place] = self._open_one(record, own, images[place])
-            except UnusableError as fault:
+            except UnreadableSampleError as fault:
                 broken[place] = fault
         return broken
 
@@ -176,7 +176,7 @@ class BatchBuilder:
             facts = orjson.loads(record.facts)
         except ValueError as error:
             message = f"{record.where}: broken JSON ({error}); rebuild the shard"
-            raise UnusableError("JSON can't be parsed", message) from None
+            raise UnreadableSampleError("JSON can't be parsed", message) from None
         if not _looks_sound(facts):
             raise _schema_fault(facts, record)
         width, height, augmentation = facts["width"], facts["height"], self.config.augmentation
@@ -186,7 +186,7 @@ class BatchBuilder:
             pixels, factor = decode(record.image, record.extension, width, height, reduction(window, self.image_size))
         except PictureError as error:
             message = f"{record.where}: {error.detail}; rebuild the shard"
-            raise UnusableError(error.reason, message) from None
+            raise UnreadableSampleError(error.reason, message) from None
         out[:] = render(pixels, factor, window, self.image_size, self.fill)
         return _Opened(record, facts, window, draw_colours(augmentation, draws))
 
@@ -264,28 +264,30 @@ def _looks_sound(facts: Any) -> bool:
         return False
 
 
-def _schema_fault(facts: Any, record: Record) -> UnusableError:
+def _schema_fault(facts: Any, record: Record) -> UnreadableSampleError:
     other = f"{record.where}: a fact is of another type than texts can be made of; rebuild the shard"
-    return _check(facts, record) or UnusableError("JSON breaks the schema", other)
+    return _check(facts, record) or UnreadableSampleError("JSON breaks the schema", other)
 
 
-def _check(facts: Any, record: Record) -> UnusableError | None:
+def _check(facts: Any, record: Record) -> UnreadableSampleError | None:
     """What the full check says."""
     try:
         Sample.from_json(facts, record.key, record.where)
     except MedpclipError as error:
-        return UnusableError("JSON breaks the schema", str(error))
+        return UnreadableSampleError("JSON breaks the schema", str(error))
     return None
 
 
-def _examine(opened: Mapping[int, _Opened]) -> dict[int, UnusableError]:
+def _examine(opened: Mapping[int, _Opened]) -> dict[int, UnreadableSampleError]:
     """Those whose facts break the schema, by place."""
     checked = {place: _check(o.facts, o.record) for place, o in opened.items()}
     return {place: fault for place, fault in checked.items() if fault is not None}
 
 
 def _fill_in(
-    places: list[Record | UnusableError], opened: dict[int, _Opened], broken: Mapping[int, UnusableError]
+    places: list[Record | UnreadableSampleError],
+    opened: dict[int, _Opened],
+    broken: Mapping[int, UnreadableSampleError],
 ) -> list[int]:
     """Put the batch's next good record, with other random numbers, in each broken one's place; returns those places."""
     for place in broken:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from medpclip.data.loading.batch import Batch, BatchBuilder, Record, UnusableError
+from medpclip.data.loading.batch import Batch, BatchBuilder, Record, UnreadableSampleError
 from medpclip.data.loading.config import DataConfig
 from medpclip.data.loading.draws import stream_keys
 from medpclip.data.loading.order import EpochPlan, Item
@@ -94,7 +94,7 @@ class RegionDataset(Dataset[Any]):
         streams = sample_streams(self.seed, items)
         return self.builder.build([self.record(item.sample, key) for item, key in zip(items, streams, strict=True)])
 
-    def record(self, index: int, stream: int) -> Record | UnusableError:
+    def record(self, index: int, stream: int) -> Record | UnreadableSampleError:
         """A sample's bytes, or why they can't be read."""
         number = bisect_right(self.starts, index) - 1
         folder, place = self.folders[number], index - self.starts[number]
@@ -102,6 +102,6 @@ class RegionDataset(Dataset[Any]):
             row, image, facts = folder.read(place)
         except MedpclipError as error:
             key = folder.rows[place].key
-            return UnusableError("shard can't be read", f"{error} (for {key})")
+            return UnreadableSampleError("shard can't be read", f"{error} (for {key})")
         where = f"{folder.folder}/{row.shard}: {row.key}"
         return Record(row.key, where, image, row.extension, facts, stream)

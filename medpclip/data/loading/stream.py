@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from medpclip.data.loading.batch import Batch, BatchBuilder, Record, UnusableError
+from medpclip.data.loading.batch import Batch, BatchBuilder, Record, UnreadableSampleError
 from medpclip.data.loading.config import DataConfig
 from medpclip.data.loading.dataset import data_sources, sample_streams
 from medpclip.data.loading.order import EpochPlan, Item, shuffled
@@ -156,22 +156,22 @@ class _Reading:
         self._given = set(given)
         left = np.array(counts) - np.bincount([shard for shard, _ in given], minlength=len(counts))
         begin = int(np.argmax(left > 0))  # shards before it are done with
-        self._waiting: dict[tuple[int, int], _Member | UnusableError] = {}
+        self._waiting: dict[tuple[int, int], _Member | UnreadableSampleError] = {}
         self._incoming = self._read(begin)
 
-    def take(self, shard: int, row: int, stream: int) -> Record | UnusableError:
+    def take(self, shard: int, row: int, stream: int) -> Record | UnreadableSampleError:
         """A sample's bytes, or why they can't be read."""
         while (shard, row) not in self._waiting:
             place, member = next(self._incoming)
             if place not in self._given:
                 self._waiting[place] = member
         member = self._waiting.pop((shard, row))
-        if isinstance(member, UnusableError):
+        if isinstance(member, UnreadableSampleError):
             return member
         key, extension, image, facts = member
         return Record(key, f"{self.urls[shard]}: {key}", image, extension, facts, stream)
 
-    def _read(self, begin: int) -> Iterator[tuple[tuple[int, int], _Member | UnusableError]]:
+    def _read(self, begin: int) -> Iterator[tuple[tuple[int, int], _Member | UnreadableSampleError]]:
         for shard in range(begin, len(self.urls)):
             url, count = self.urls[shard], self.counts[shard]
             row, problem = 0, "it ends early"
@@ -189,20 +189,20 @@ class _Reading:
                 problem = " ".join(str(error.args[0] if error.args else type(error).__name__).split())
             for lost in range(row, count):
                 message = f"{url}: sample {lost} of {count} can't be read ({problem}); copy the shard again"
-                yield (shard, lost), UnusableError("shard can't be read", message)
+                yield (shard, lost), UnreadableSampleError("shard can't be read", message)
 
 
 _Member = tuple[str, str, bytes, bytes]
 
 
-def _members(url: str) -> Iterator[_Member | UnusableError]:
+def _members(url: str) -> Iterator[_Member | UnreadableSampleError]:
     """Key, extension, image and JSON of each sample of a shard, in its order."""
     webdataset = _import_webdataset()
     for sample in webdataset.DataPipeline(webdataset.SimpleShardList([url]), webdataset.tarfile_to_samples()):
         extension = next((name for name in IMAGE_EXTENSIONS if name in sample), None)
         if extension is None or "json" not in sample:
             message = f"{url}: {sample['__key__']}: lacks its image or its JSON; build the shard again"
-            yield UnusableError("sample is incomplete", message)
+            yield UnreadableSampleError("sample is incomplete", message)
         else:
             yield sample["__key__"], extension, sample[extension], sample["json"]
 

@@ -28,7 +28,7 @@ _CHUNK = 16
 Task = tuple[int, str, int, int]
 
 
-def write_phantoms(out: Path, images: int = 4000, seed: int = 0, workers: int | None = None) -> dict[str, Any]:
+def write_phantoms(out: Path, images: int = 4000, seed: int = 0, workers: int = 1) -> dict[str, Any]:
     """Draw phantoms into a new folder of shards.
 
     The folder appears whole or not at all. The bytes depend on `images` and `seed` only.
@@ -37,7 +37,7 @@ def write_phantoms(out: Path, images: int = 4000, seed: int = 0, workers: int | 
         out: the folder to make; it must not exist, or be empty.
         images: how many training images; validation gets a tenth as many and test three twentieths, both at least 40.
         seed: non-negative; another seed draws other images.
-        workers: processes; as many as there are usable cores by default.
+        workers: processes; the result doesn't depend on them.
 
     Returns:
         The manifest.
@@ -53,7 +53,7 @@ def write_phantoms(out: Path, images: int = 4000, seed: int = 0, workers: int | 
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
         with ShardWriter(temporary / out.name) as writer:
-            drawn = _draw_all(tasks, workers or _usable_cores())
+            drawn = _draw_all(tasks, workers)
             with Progress("phantoms", len(tasks)) as progress:
                 for sample, image in drawn:
                     writer.add(sample, image, "jpg")
@@ -81,12 +81,12 @@ def split_counts(images: int) -> dict[str, int]:
     return {"train": images, "val": max(_MIN_HELD_OUT, images // 10), "test": max(_MIN_HELD_OUT, images * 3 // 20)}
 
 
-def _check(out: Path, images: int, seed: int, workers: int | None) -> None:
+def _check(out: Path, images: int, seed: int, workers: int) -> None:
     if images < 1:
         raise MedpclipError(f"images is {images}; give a positive number")
     if seed < 0:
         raise MedpclipError(f"seed is {seed}; give a number >= 0")
-    if workers is not None and workers < 1:
+    if workers < 1:
         raise MedpclipError(f"workers is {workers}; give a positive number")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise MedpclipError(f"{out}: exists and is not an empty folder; choose another folder or delete it")
@@ -106,10 +106,6 @@ def _draw_all(tasks: list[Task], workers: int) -> Iterator[tuple[Sample, bytes]]
         return
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield from pool.map(_draw, tasks, chunksize=_CHUNK)
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _draw(task: Task) -> tuple[Sample, bytes]:

@@ -1,6 +1,6 @@
 """Pictures of a source -> the bytes that go into a shard: 8-bit, upright, without metadata."""
 
-from medpclip.data.pictures.files import DEEP_MODES, ORIENTATION_TAG, read_picture_bytes, window_to_8_bits
+from medpclip.data.pictures.files import DEEP_MODES, ORIENTATION_TAG, read_picture_bytes, reduce_depth
 from medpclip.data.pictures.picture import DECODING_ERRORS, Picture, PictureError, encode_picture
 from medpclip.data.pictures.read import read_picture, read_size
 
@@ -14,5 +14,5 @@ __all__ = [
     "read_picture",
     "read_picture_bytes",
     "read_size",
-    "window_to_8_bits",
+    "reduce_depth",
 ]

@@ -18,6 +18,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from medpclip.data.pictures.intensity import percentile_range, window_to_8_bits
 from medpclip.data.pictures.picture import DECODING_ERRORS, Picture, PictureError, encode_picture
 from medpclip.data.pictures.stripping import strip_jpeg, strip_png
 from medpclip.errors import MedpclipError
@@ -123,7 +124,7 @@ def _read_jpeg(data: bytes, digest: str) -> Picture:
 
 def _encode(image: Image.Image, digest: str, intensity: dict[str, Any] | None = None) -> Picture:
     if image.mode in DEEP_MODES:
-        pixels, intensity = window_to_8_bits(np.asarray(image), 32 if image.mode in ("I", "F") else 16)
+        pixels, intensity = reduce_depth(np.asarray(image), 32 if image.mode in ("I", "F") else 16)
     elif image.mode in ("1", "L", "LA", "La"):
         pixels = np.asarray(image.convert("L"))
     else:
@@ -131,12 +132,9 @@ def _encode(image: Image.Image, digest: str, intensity: dict[str, Any] | None = 
     return encode_picture(pixels, digest, intensity)
 
 
-def window_to_8_bits(values: np.ndarray, bits: int) -> tuple[np.ndarray, dict[str, Any]]:
-    """Map the range between two percentiles to 0..255."""
-    finite = values[np.isfinite(values)]
-    if not finite.size:
+def reduce_depth(values: np.ndarray, bits: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """Values of more than 8 bits between two percentiles as 0..255, uint8, and the record of how."""
+    ends = percentile_range(values, *_PERCENTILES)
+    if ends is None:
         raise PictureError("image has no finite value")
-    low, high = (float(v) for v in np.percentile(finite, _PERCENTILES))
-    scaled = (np.nan_to_num(values.astype(np.float64), nan=low) - low) / (max(high - low, 1e-12))
-    pixels = np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8)
-    return pixels, {"window": [low, high], "percentiles": list(_PERCENTILES), "bits": bits}
+    return window_to_8_bits(values, *ends), {"window": list(ends), "percentiles": list(_PERCENTILES), "bits": bits}
