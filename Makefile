@@ -11,7 +11,7 @@ QUICK := runs/quickstart
 REAL := runs/quickstart-real
 RECIPES := bccd_blood cxr_lungboxes usgra_nerve_us dsb2018_nuclei kvasir_polyp
 
-.PHONY: help setup quickstart quickstart-real test test-transformers-4 lint format bench clean
+.PHONY: help setup quickstart quickstart-real test test-slurm test-transformers-4 lint format bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,6 +82,9 @@ $(REAL)/export/export.json: $(REAL)/eval/table.txt
 
 test: $(INSTALLED) ## the tests; those on real images need MEDPCLIP_DATA=DIR
 	HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q --durations=10
+
+test-slurm: $(INSTALLED) ## the job scripts under a real Slurm on this machine; installs one (Debian, as root)
+	MEDPCLIP_SLURM=1 tests/slurm/with_slurm $(BIN)/python -m pytest -q --durations=5 tests/slurm
 
 .venv-transformers-4/installed: setup.cfg constraints.txt
 	@echo "installing into .venv-transformers-4"

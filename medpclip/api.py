@@ -109,7 +109,7 @@ class Model:
     def __repr__(self) -> str:
         config = self.region_clip.config
         size = self.region_clip.preprocess.image_size
-        return f"Model({config.trunk}, {config.fusion.kind}, {size} px, {self.device})"
+        return f"Model({config.name}, {config.fusion.kind}, {size} px, {self.device})"
 
     @overload
     def classify(self, image: Picture, labels: Sequence[str], *, templates: Sequence[str] = ...) -> Answer: ...
@@ -184,8 +184,8 @@ class Model:
         """Write the image tower as a folder for `transformers.CLIPVisionModel`; see `medpclip export clip-vision`."""
         from medpclip.export.clip_vision import export_clip_vision
 
-        name = Path(self.region_clip.config.trunk).stem
-        return export_clip_vision(self.region_clip.clip, self.region_clip.preprocess, Path(out), name=name)
+        model = self.region_clip
+        return export_clip_vision(model.clip, model.preprocess, Path(out), name=model.config.name)
 
     @torch.inference_mode()
     def _image_embeddings(self, images: Sequence[Picture]) -> Tensor:

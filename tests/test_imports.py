@@ -14,6 +14,7 @@ HEAVY = [
     "timm",
     "deepspeed",
     "wandb",
+    "tensorboard",
     "transformers",
     "pandas",
     "matplotlib",

@@ -26,7 +26,7 @@ from medpclip.errors import MedpclipError
 from medpclip.export.folder import REPORT, whole_folder
 from medpclip.export.verify import Differences, verify_clip_vision
 from medpclip.models.preprocess import Preprocess
-from medpclip.models.trunk import check_supported
+from medpclip.models.trunk import check_plain
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def export_clip_vision(
         MedpclipError: if CLIPVisionModel can't express the tower, `out` can't be written, or a difference is above the
             tolerance; `out` is then as it was before.
     """
-    visual = copy.deepcopy(check_supported(clip.visual, name)).cpu().float().eval()
+    visual = copy.deepcopy(check_plain(clip.visual, name)).cpu().float().eval()
     config = vision_config(visual, name)
     weights = vision_weights(visual)
     with whole_folder(out) as folder:

@@ -52,7 +52,7 @@ def run_clip_vision(args: argparse.Namespace) -> int:
     from medpclip.models.load import load_model
 
     model = load_model(args.model)
-    name = Path(model.config.trunk).stem
+    name = model.config.name
     report = export_clip_vision(
         model.clip, model.preprocess, args.out, images=images, name=name, tolerance=args.tolerance
     )

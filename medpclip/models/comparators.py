@@ -85,7 +85,7 @@ class Crop:
         # A box and a mask often ask for the same crop: encode it once.
         unique = {key: i for i, key in enumerate(dict.fromkeys(windows.values()))}
         crops = [self._cut(images[b], window) for b, window in unique]
-        width = self.model.visual.output_dim
+        width = self.model.output_dim
         encoded = pixels.new_zeros(len(crops), width)
         for start in range(0, len(crops), self.batch_size):
             part = torch.from_numpy(np.stack(crops[start : start + self.batch_size])).to(pixels.device)

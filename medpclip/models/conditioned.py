@@ -10,7 +10,6 @@ public, these are ours.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +18,7 @@ from torch import Tensor, nn
 from medpclip.errors import MedpclipError
 from medpclip.models.prompt_encoder import CHANNELS, Coverage, PromptEncoder
 from medpclip.models.prompts import Prompts
-from medpclip.models.trunk import embed, head
-
-if TYPE_CHECKING:  # at run time this file needs torch alone
-    from open_clip.transformer import VisionTransformer
+from medpclip.models.trunk.interface import Trunk, saved_or_repeated
 
 
 class GatedCrossAttention(nn.Module):
@@ -48,57 +44,65 @@ class GatedCrossAttention(nn.Module):
 
 class ConditionedFusion(nn.Module):
     """Args:
-    visual: the trunk; only its sizes are read here.
+    trunk: only its sizes are read here.
     depths: before which blocks (0-based) the prompt is written in; by default a quarter, a half and three quarters up.
     prompt_dim: width of the prompt encoder.
+
+    Raises:
+        MedpclipError: depths beyond the trunk's, or a trunk without CLS.
     """
 
-    def __init__(self, visual: VisionTransformer, depths: Sequence[int] | None = None, prompt_dim: int = 256) -> None:
+    def __init__(self, trunk: Trunk, depths: Sequence[int] | None = None, prompt_dim: int = 256) -> None:
         super().__init__()
-        layers = len(visual.transformer.resblocks)
+        if trunk.pool is not None:
+            raise MedpclipError(
+                "key 'fusion.kind' is 'conditioned', but this trunk pools by attention; choose 'region_tokens'"
+            )
+        layers = len(trunk.blocks)
         self.depths = sorted(set(depths)) if depths is not None else sorted({layers // 4, layers // 2, 3 * layers // 4})
         if not self.depths or self.depths[0] < 0 or self.depths[-1] >= layers:
             raise MedpclipError(
                 f"key 'fusion.depths' is {list(self.depths)}, expected block numbers from 0 to {layers - 1}"
             )
-        heads = visual.transformer.resblocks[0].attn.num_heads
         self.encoder = PromptEncoder(prompt_dim)
-        self.coverage = Coverage(visual.grid_size)
+        self.coverage = Coverage(trunk.grid)
         self.blocks = nn.ModuleList(
-            GatedCrossAttention(visual.transformer.width, heads, prompt_dim) for _ in self.depths
+            GatedCrossAttention(trunk.width, trunk.blocks[0].heads, prompt_dim) for _ in self.depths
         )
+        self.save_activations = True
 
-    def forward(self, visual: VisionTransformer, images: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:
-        """Pixels (B, 3, H, W) and R prompts each -> image (B, D) and region embeddings (B, R, D), not normalised."""
-        shared = self._shared(visual, images)
-        image = shared
-        for block in visual.transformer.resblocks[self.depths[0] :]:
-            image = block(image)
-        conditioned = self._conditioned(visual, shared, prompts)
-        region = head(visual, conditioned[:, 0]).unflatten(0, (prompts.batch_size, prompts.regions))
-        return head(visual, image[:, 0]), region
+    def forward(
+        self, trunk: Trunk, images: Tensor, prompts: Prompts, keep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Pixels (B, 3, H, W), R prompts each and the patches to keep (B, K), None for all -> image (B, D) and region
+        embeddings (B, R, D), not normalised."""
+        shared = self._shared(trunk, images, keep)
+        image = trunk.run(shared, self.depths[0], save=self._saves)
+        conditioned = self._conditioned(trunk, shared, prompts, keep)
+        region = trunk.pooled(conditioned).unflatten(0, (prompts.batch_size, prompts.regions))
+        return trunk.pooled(image), region
 
-    def patches(self, visual: VisionTransformer, images: Tensor, prompts: Prompts) -> Tensor:
+    def patches(self, trunk: Trunk, images: Tensor, prompts: Prompts) -> Tensor:
         """Prompt-conditioned patch features (B, R, N, width) from the last block, not normalised."""
-        tokens = self._conditioned(visual, self._shared(visual, images), prompts)
-        return tokens[:, 1:].unflatten(0, (prompts.batch_size, prompts.regions))
+        tokens = self._conditioned(trunk, self._shared(trunk, images), prompts)
+        return tokens[:, trunk.prefix :].unflatten(0, (prompts.batch_size, prompts.regions))
 
-    def _shared(self, visual: VisionTransformer, images: Tensor) -> Tensor:
+    @property
+    def _saves(self) -> bool:
+        return self.save_activations or not torch.is_grad_enabled()
+
+    def _shared(self, trunk: Trunk, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """The part below the first fusion, which no prompt touches: once per image."""
-        x = embed(visual, images)
-        for block in visual.transformer.resblocks[: self.depths[0]]:
-            x = block(x)
-        return x
+        return trunk.run(trunk.embed(images, keep), 0, self.depths[0], self._saves)
 
-    def _conditioned(self, visual: VisionTransformer, shared: Tensor, prompts: Prompts) -> Tensor:
+    def _conditioned(self, trunk: Trunk, shared: Tensor, prompts: Prompts, keep: Tensor | None = None) -> Tensor:
         sparse = self.encoder(prompts)
         # The pooled prompt is a token too, and always there, so that padding leaves softmax something to look at.
         tokens = torch.cat([sparse.pooled.unsqueeze(2), sparse.tokens], dim=2).flatten(0, 1)
         valid = F.pad(sparse.valid, (1, 0), value=True).flatten(0, 1)
-        cover = self.coverage(prompts).flatten(0, 1).transpose(1, 2).to(shared.dtype)
+        cover = self.coverage(prompts, keep).flatten(0, 1).transpose(1, 2).to(shared.dtype)
         x = shared.repeat_interleave(prompts.regions, dim=0)
-        for depth in range(self.depths[0], len(visual.transformer.resblocks)):
-            if depth in self.depths:
-                x = self.blocks[self.depths.index(depth)](x, tokens, valid, cover)
-            x = visual.transformer.resblocks[depth](x)
+        for block, depth, following in zip(self.blocks, self.depths, [*self.depths[1:], None], strict=True):
+            x = saved_or_repeated(self._saves, block, x, tokens, valid, cover)
+            x = trunk.run(x, depth, following, self._saves)
         return x

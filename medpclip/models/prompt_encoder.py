@@ -8,7 +8,7 @@ are our design.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +24,7 @@ CHANNELS = ("mask", "mask_normalised", "box", "box_normalised", "positive", "neg
 _OUTLINE = 8
 
 
-@dataclass
-class SparsePrompts:
+class SparsePrompts(NamedTuple):
     """Attributes:
     tokens: (B, R, T, dim): the P points, the two box corners, the mask's summary.
     valid: (B, R, T) bool.
@@ -47,8 +46,7 @@ class PromptEncoder(nn.Module):
 
     def __init__(self, dim: int = 256, octaves: int = 6) -> None:
         super().__init__()
-        self.frequencies: Tensor
-        self.register_buffer("frequencies", math.pi * 2.0 ** torch.arange(octaves), persistent=False)
+        self.octaves = octaves
         features = 2 + 4 * octaves
         self.point_position = nn.Linear(features, dim)
         self.corner_position = nn.Linear(features, dim)
@@ -62,9 +60,10 @@ class PromptEncoder(nn.Module):
     def forward(self, prompts: Prompts) -> SparsePrompts:
         points = self._points(prompts)
         point_valid = prompts.point_labels >= 0
-        corners = self.corner_position(self.fourier(prompts.boxes.unflatten(-1, (2, 2)))) + self.corner_type
-        shape = self.mask_outline(mask_outline(prompts.masks, _OUTLINE).flatten(2))
-        mask = (self.mask_position(self._mask_summary(prompts.masks)) + shape + self.mask_type).unsqueeze(2)
+        dtype = self.mask_type.dtype  # coordinates keep theirs up to here: bfloat16 has no room for pixels
+        corners = self.corner_position(self.fourier(prompts.boxes.unflatten(-1, (2, 2))).to(dtype)) + self.corner_type
+        shape = self.mask_outline(mask_outline(prompts.masks, _OUTLINE).flatten(2).to(dtype))
+        mask = (self.mask_position(self._mask_summary(prompts.masks).to(dtype)) + shape + self.mask_type).unsqueeze(2)
         box_valid, mask_valid = prompts.box_valid.unsqueeze(-1), prompts.mask_valid.unsqueeze(-1)
         tokens = torch.cat([points, corners, mask], dim=2)
         valid = torch.cat([point_valid, box_valid.expand(-1, -1, 2), mask_valid], dim=2)
@@ -77,12 +76,14 @@ class PromptEncoder(nn.Module):
 
     def fourier(self, coordinates: Tensor) -> Tensor:
         """Coordinates in [0, 1] (..., 2) -> (..., 2 + 4 * octaves)."""
-        angles = (coordinates.unsqueeze(-1) * self.frequencies).flatten(-2)
+        # Computed, not a buffer: one would be rounded with the weights where these are bfloat16.
+        octaves = torch.arange(self.octaves, device=coordinates.device, dtype=coordinates.dtype)
+        angles = (coordinates.unsqueeze(-1) * (math.pi * octaves.exp2())).flatten(-2)
         return torch.cat([coordinates * 2 - 1, angles.sin(), angles.cos()], dim=-1)
 
     def _points(self, prompts: Prompts) -> Tensor:
         types = self.point_type[prompts.point_labels.clamp(min=0)]
-        return self.point_position(self.fourier(prompts.points)) + types
+        return self.point_position(self.fourier(prompts.points).to(types.dtype)) + types
 
     def _mask_summary(self, masks: Tensor) -> Tensor:
         """Mean Fourier features over the covered area (place, extent and, coarsely, shape), and the log of the area."""
@@ -109,12 +110,14 @@ class Coverage(nn.Module):
         # A click speaks for about a patch at first; how far it really reaches is learned, apart for + and -.
         self.log_sigma = nn.Parameter(torch.zeros(2))
 
-    def forward(self, prompts: Prompts) -> Tensor:
+    def forward(self, prompts: Prompts, keep: Tensor | None = None) -> Tensor:
+        """All patches' coverage, or (B, R, 6, K) that of the patches `keep` (B, K)."""
         mask = self._mask_share(prompts.masks) * prompts.mask_valid[:, :, None]
         box = self._box_share(prompts.boxes) * prompts.box_valid[:, :, None]
         positive = self._clicks(prompts, POSITIVE)
         negative = self._clicks(prompts, NEGATIVE)
-        return torch.stack([mask, _normalised(mask), box, _normalised(box), positive, negative], dim=2)
+        cover = torch.stack([mask, _normalised(mask), box, _normalised(box), positive, negative], dim=2)
+        return cover if keep is None else cover.gather(-1, keep[:, None, None].expand(*cover.shape[:3], -1))
 
     def _mask_share(self, masks: Tensor) -> Tensor:
         rows, columns = self.grid

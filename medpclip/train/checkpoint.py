@@ -2,10 +2,14 @@
 
     RUN/checkpoints/step-00000500/
         model.safetensors    all weights
-        engine/              the optimizer's state and the generator's
+        ema.safetensors      their moving average, where the run has one
+        engine/              the optimizer's state
+        tokenizer/           where the text tower isn't CLIP's own
         meta.json            config, architecture, step, samples, what it was trained on, where, by which code
 
-A checkpoint is written beside, flushed to disk and renamed; readers are in `medpclip.models.load`.
+Everything is whole and named by parameter, whatever engine, sharding and number of ranks wrote it, and nothing is pickled.
+There are no random states: what a step draws is a function of its number. A checkpoint is written beside, flushed to disk
+and renamed; readers are in `medpclip.models.load`.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import hashlib
 import os
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,47 +27,71 @@ import numpy
 import open_clip
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 import medpclip
 from medpclip.config import to_mapping
 from medpclip.data.loading.dataset import data_sources
 from medpclip.data.loading.loader import check_state, loader_state
 from medpclip.data.shards import MANIFEST, ShardFolder, read_manifest
+from medpclip.distributed import World
 from medpclip.errors import MedpclipError
 from medpclip.files import dump_json, file_sha256, flush_to_disk, write_atomically
-from medpclip.models.load import CHECKPOINTS, META, WEIGHTS, load_weights, read_meta
-from medpclip.train.config import TrainConfig
-from medpclip.train.engine import Engine
+from medpclip.models.load import CHECKPOINTS, META, WEIGHTS, read_meta
+from medpclip.models.tokenizer import Tokenizer, save_tokenizer
+from medpclip.train.config import CheckpointConfig, TrainConfig
+from medpclip.train.engines import Engine
 
-# What may differ between a run and its continuation: none of it changes the course.
-_FREE = ("out", "device", "checkpoint", "tracking")
+EMA, STATE = "ema.safetensors", "engine/optimizer.safetensors"
+
+# What may differ between a run and its continuation: none of it changes what is computed, beyond rounding.
+_FREE = ("out", "device", "checkpoint", "tracking", "supervision", "evaluation", "engine", "micro_batch_size")
 # The same within `data`; the loader's own state says whether the number of workers matters.
 _FREE_DATA = ("workers", "max_unreadable", "urls")
 
 
-def save_checkpoint(engine: Engine, config: TrainConfig, step: int) -> Path:
-    """Write the state after `step` steps, and remove checkpoints beyond `keep`.
+def save_checkpoint(engine: Engine, config: TrainConfig, step: int, world: World) -> Path:
+    """Write the state after `step` steps, and remove checkpoints beyond `keep`. All ranks call it; rank 0 writes.
 
     Raises:
         MedpclipError: it can't be written, as on a full disk; earlier checkpoints are as they were.
     """
     folder = config.out / CHECKPOINTS / f"step-{step:08d}"
+    weights, average, state = engine.weights(), engine.average(), engine.state()
+    error = None
+    if world.is_first:
+        assert weights is not None and state is not None
+        files = {WEIGHTS: weights, STATE: state} | ({EMA: average} if average is not None else {})
+        try:
+            _write(folder, files, engine.model.tokenizer, _meta(engine, config, step, world), config.checkpoint)
+        except MedpclipError as problem:
+            error = problem
+    world.agree(error)
+    return folder
+
+
+def _write(
+    folder: Path,
+    files: Mapping[str, dict[str, Tensor]],
+    tokenizer: Tokenizer,
+    meta: dict[str, Any],
+    config: CheckpointConfig,
+) -> None:
     temporary = folder.with_name(f".{folder.name}.part")
-    meta = _meta(engine, config, step)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in engine.model.state_dict().items()}
     try:
         _sweep(folder.parent)
         (temporary / "engine").mkdir(parents=True)
-        save_file(weights, temporary / WEIGHTS)
-        engine.save(temporary / "engine")
+        for name, tensors in files.items():
+            save_file(tensors, temporary / name)
+        save_tokenizer(tokenizer, temporary)
         write_atomically(temporary / META, dump_json(meta))
         for path in (*temporary.rglob("*"), temporary):
             flush_to_disk(path)
         _retire(folder)  # a checkpoint of the same step
         os.replace(temporary, folder)
         flush_to_disk(folder.parent)
-        for old in sorted(folder.parent.glob("step-*"))[: -config.checkpoint.keep]:
+        for old in _expendable(folder.parent, config):
             _retire(old)
         _sweep(folder.parent)
     except (OSError, SafetensorError) as error:  # a full disk is the latter where safetensors writes
@@ -71,17 +99,27 @@ def save_checkpoint(engine: Engine, config: TrainConfig, step: int) -> Path:
         raise MedpclipError(
             f"{folder}: can't be written ({error}); make room, then --resume: earlier checkpoints are kept"
         ) from None
-    return folder
 
 
-def resume(engine: Engine, config: TrainConfig, folder: Path, allow_other_environment: bool = False) -> int:
-    """Put the engine where the checkpoint left it; returns its step.
+def _expendable(folder: Path, config: CheckpointConfig) -> list[Path]:
+    """Checkpoints that are neither among the newest nor to stay for ever."""
+    every = config.keep_every_steps
+    old = sorted(folder.glob("step-*"))[: -config.keep]
+    return [path for path in old if every is None or int(path.name.removeprefix("step-")) % every]
+
+
+def resume(
+    engine: Engine, config: TrainConfig, folder: Path, world: World, allow_other_environment: bool = False
+) -> int:
+    """Put the engine where the checkpoint left it; returns its step. Every rank reads the files.
 
     Args:
         engine: of a model built as `config` says.
         config: of the run that goes on.
         folder: the checkpoint's.
-        allow_other_environment: go on with another device or other versions, where rounding may differ.
+        world: the ranks.
+        allow_other_environment: go on with another device or other versions, where rounding may differ, or with other
+            ranks where they would draw other random numbers or see other samples.
 
     Raises:
         MedpclipError: the run's configuration, data or environment is not the checkpoint's, so that going on would be
@@ -100,11 +138,34 @@ def resume(engine: Engine, config: TrainConfig, folder: Path, allow_other_enviro
     if meta.get("data") != data_hashes(config):
         raise MedpclipError(f"{folder / META}: key 'data': the shards are not those the run began with; restore them")
     if not allow_other_environment:
-        check_state(meta.get("loader", {}), config.data)
+        check_state(meta.get("loader", {}), config.data, world.size)
         _check_environment(meta, engine, folder)
-    load_weights(engine.model, folder)
-    engine.load(folder / "engine")
+        _check_partition(meta, engine, config, world, folder)
+    average = _read(folder / EMA) if config.ema_decay is not None else None
+    try:
+        engine.load(_read(folder / WEIGHTS), average, _read(folder / STATE))
+    except MedpclipError as error:
+        raise MedpclipError(f"{folder}: {error}") from None
     return int(meta["step"])
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise MedpclipError(f"{path}: unreadable ({error}); resume from another checkpoint") from None
+
+
+def _check_partition(meta: dict[str, Any], engine: Engine, config: TrainConfig, world: World, folder: Path) -> None:
+    """A step's samples and texts don't depend on how ranks and micro-batches share it; dropout does."""
+    then = (meta.get("world"), meta["config"].get("micro_batch_size"))
+    drops = any(isinstance(module, nn.Dropout) and module.p for module in engine.model.modules())
+    if drops and then != (world.size, config.micro_batch_size):
+        raise MedpclipError(
+            f"{folder / META}: ran on {then[0]} ranks with micro_batch_size {then[1]}, now on {world.size} with "
+            f"{config.micro_batch_size}, and the model has dropout, which would be another; resume as it ran, or add "
+            "--resume-anyway"
+        )
 
 
 def data_hashes(config: TrainConfig) -> dict[str, str]:
@@ -125,7 +186,7 @@ def code_hash() -> str:
     return digest.hexdigest()
 
 
-def _meta(engine: Engine, config: TrainConfig, step: int) -> dict[str, Any]:
+def _meta(engine: Engine, config: TrainConfig, step: int, world: World) -> dict[str, Any]:
     model = engine.model
     assert model.architecture is not None  # build_model gives it
     return {
@@ -135,15 +196,16 @@ def _meta(engine: Engine, config: TrainConfig, step: int) -> dict[str, Any]:
         "architecture": dict(model.architecture),
         "preprocess": {"mean": list(model.preprocess.mean), "std": list(model.preprocess.std)},
         "data": data_hashes(config),
-        "loader": loader_state(config.data, step * config.accumulate),
-        "trained_on": _trained_on(config),
+        "loader": loader_state(config.data, step, world.size),
+        "world": world.size,
+        "trained_on": trained_on(config),
         "device": _device_name(engine.device),
         "versions": _versions(),
         "code": code_hash(),
     }
 
 
-def _trained_on(config: TrainConfig) -> dict[str, list[str]]:
+def trained_on(config: TrainConfig) -> dict[str, list[str]]:
     """What an evaluation needs to tell seen from unseen: splits, sources, and the terms of regions."""
     sources, terms = set[str](), set[str]()
     for folder in (source.folder for source in data_sources(config.data)):

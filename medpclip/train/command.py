@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
+
+from medpclip.train.plot import add_plot_parser
 
 EPILOG = """examples:
   medpclip train launch/quickstart.yaml
   medpclip train launch/quickstart.yaml optimizer.lr=1e-3 steps=200 out=runs/trial
   medpclip train launch/quickstart.yaml --print-config
-  medpclip train launch/quickstart.yaml --resume"""
+  medpclip train launch/quickstart.yaml --resume
+  torchrun --nproc_per_node=8 -m medpclip train launch/vit-b-16.yaml --resume
+  medpclip train plot runs/quickstart/train
+
+Ranks are found in the environment, so the same command runs under torchrun, srun and the deepspeed launcher."""
 
 
 def add_parser(verbs: Any) -> None:
@@ -28,10 +35,13 @@ def add_parser(verbs: Any) -> None:
         "--resume", action="store_true", help="go on from the newest checkpoint in 'out', if there is one"
     )
     parser.add_argument(
-        "--resume-anyway", action="store_true", help="the same on another device or with other versions: not to the bit"
+        "--resume-anyway",
+        action="store_true",
+        help="the same on another device, with other versions or ranks, where it would be another run",
     )
     parser.add_argument("--print-config", action="store_true", help="print the whole resolved configuration and stop")
     parser.set_defaults(run=_run)
+    add_plot_parser(verbs)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -47,5 +57,6 @@ def _run(args: argparse.Namespace) -> int:
     stopped = train(config, args.resume or args.resume_anyway, args.resume_anyway)
     if stopped is not None:
         return 128 + stopped  # as a shell reports it: the run is not at its end
-    print(f"trained: {config.out}")
+    if os.environ.get("RANK", "0") == "0":  # `train` has set it, whatever launched the ranks
+        print(f"trained: {config.out}")
     return 0

@@ -14,12 +14,22 @@ from medpclip.models.region_clip import ModelConfig
 class LossConfig:
     """Attributes:
     kind: "infonce" (softmax) or "sigmoid"; the latter needs `model.logit_bias`.
+    positives: infonce only: several true texts of an item count by the "sum" of their probabilities, or the "mean" of
+        their log-probabilities.
     image_weight, region_weight: of the image-text and the region-text loss.
+    anchor_weight: of 1 - cosine between an image's unprompted embedding and that of the model as it was initialised; 0
+        for none. It keeps a copy of the initial image tower.
     """
 
     kind: Literal["infonce", "sigmoid"] = "infonce"
+    positives: Literal["sum", "mean"] = "sum"
     image_weight: float = 1.0
     region_weight: float = 1.0
+    anchor_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(self.image_weight, self.region_weight, self.anchor_weight) < 0:
+            raise ValueError("expected weights of at least 0")
 
 
 @dataclass
@@ -29,6 +39,7 @@ class OptimizerConfig:
     Attributes:
         lr: peak learning rate.
         fusion_lr_scale: the prompt encoder's and fusion's rate, as a multiple of `lr`: what starts at zero has a long way.
+        layer_decay: each block's rate is this times that of the block above it, in both towers; 1 for the same everywhere.
         weight_decay: for matrices; vectors, positions, tokens and temperatures have none.
         betas, eps: of AdamW.
         warmup_steps: linear warm-up.
@@ -38,12 +49,44 @@ class OptimizerConfig:
 
     lr: float = 5e-4
     fusion_lr_scale: float = 8.0
+    layer_decay: float = 1.0
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-6
     warmup_steps: int = 100
     final_lr: float = 0.0
     clip_grad: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"'layer_decay' is {self.layer_decay}, expected more than 0 and at most 1")
+
+
+@dataclass
+class EngineConfig:
+    """What runs the model.
+
+    Attributes:
+        kind: "local" is plain torch, on one rank or several (gradients are averaged once a step); "deepspeed" shards.
+        zero: DeepSpeed's ZeRO stage: 0 shards nothing, 1 the optimizer's state, 2 also gradients, 3 also parameters.
+        offload: DeepSpeed keeps and updates the optimizer's state in the CPU's memory.
+        deepspeed_config: a JSON file with more of DeepSpeed's settings; null for none.
+        activation_checkpointing: keep no activations inside blocks, compute them again: less memory, a third more time.
+        compile: `torch.compile` the model; minutes at the start, faster steps on a GPU.
+    """
+
+    kind: Literal["local", "deepspeed"] = "local"
+    zero: Literal[0, 1, 2, 3] = 1
+    offload: bool = False
+    deepspeed_config: Path | None = None
+    activation_checkpointing: bool = False
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind == "local" and (self.offload or self.deepspeed_config is not None):
+            raise ValueError("'offload' and 'deepspeed_config' need kind deepspeed")
+        if self.offload and self.zero == 0:
+            raise ValueError("'offload' needs zero of 1, 2 or 3")
 
 
 @dataclass
@@ -52,29 +95,78 @@ class CheckpointConfig:
     every_steps: steps between checkpoints; the last step is always saved.
     every_minutes: also after so many minutes; null for steps only.
     keep: how many of the newest stay.
+    keep_every_steps: those at multiples of so many steps stay for ever; null for none.
     """
 
     every_steps: int = 500
     every_minutes: float | None = 30.0
     keep: int = 2
+    keep_every_steps: int | None = None
 
     def __post_init__(self) -> None:
-        if self.every_steps < 1 or self.keep < 1:
-            raise ValueError("expected 'every_steps' and 'keep' of at least 1")
+        if self.every_steps < 1 or self.keep < 1 or (self.keep_every_steps or 1) < 1:
+            raise ValueError("expected 'every_steps', 'keep' and 'keep_every_steps' of at least 1")
+
+
+@dataclass
+class SupervisionConfig:
+    """When a run counts as broken.
+
+    Attributes:
+        nonfinite: what a loss or gradient that isn't finite does: "stop" the run, or "skip" the step, on all ranks.
+        max_skipped: stop all the same after so many skipped steps in a row.
+        start_seconds, step_seconds, save_seconds, evaluate_seconds: how long a stage may take without a sign of life: from
+            the start to the end of the first step (compiling belongs to it), a later step, a checkpoint, an evaluation.
+            A rank that takes longer ends the job; null for no limit.
+    """
+
+    nonfinite: Literal["stop", "skip"] = "stop"
+    max_skipped: int = 10
+    start_seconds: float | None = 1800.0
+    step_seconds: float | None = 55.0
+    save_seconds: float | None = 1800.0
+    evaluate_seconds: float | None = 7200.0
+
+    def __post_init__(self) -> None:
+        limits = (self.start_seconds, self.step_seconds, self.save_seconds, self.evaluate_seconds)
+        if self.max_skipped < 1 or any(limit is not None and limit <= 0 for limit in limits):
+            raise ValueError("expected 'max_skipped' of at least 1, and seconds of more than 0")
+
+
+@dataclass
+class EvaluationConfig:
+    """Evaluation during the run, by rank 0, of a copy of the weights.
+
+    Attributes:
+        tasks: task files, as `medpclip eval` takes them.
+        every_steps: steps between evaluations; the last step is always evaluated. Null: at the end only.
+    """
+
+    tasks: list[Path] = field(default_factory=list)
+    every_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.every_steps is not None and self.every_steps < 1:
+            raise ValueError(f"'every_steps' is {self.every_steps}, expected at least 1, or null")
 
 
 @dataclass
 class TrackingConfig:
     """Attributes:
     every_steps: steps between lines of log.jsonl, which is always written.
+    tensorboard: also write event files for TensorBoard.
     wandb: Weights & Biases: "off", "offline" (files only) or "online".
     project, name: for Weights & Biases.
+    peak_tflops: what one device can do at this precision, for the share of it that is used (MFU); null for a GPU's data
+        sheet where it is known, else a matrix product measured at the start.
     """
 
     every_steps: int = 10
+    tensorboard: bool = False
     wandb: Literal["off", "offline", "online"] = "off"
     project: str = "medpclip"
     name: str | None = None
+    peak_tflops: float | None = None
 
     def __post_init__(self) -> None:
         if self.every_steps < 1:
@@ -88,9 +180,14 @@ class TrainConfig:
     Attributes:
         out: the run's folder: config.yaml, log.jsonl, checkpoints/.
         steps: optimizer steps.
-        batch_size: images per step.
-        accumulate: micro-batches per step; contrast is within each (batch_size / accumulate images).
-        precision: "fp32", or "bf16" autocast.
+        batch_size: images per step, all ranks together: every image and region is contrasted with all texts of them.
+        micro_batch_size: images that a rank passes through the model at once; null for all of its share. The contrast is
+            the same whatever it is.
+        precision: "fp32"; "bf16": autocast over float32 weights; "pure_bf16": bfloat16 weights with float32 masters;
+            "fp16": float16 weights with float32 masters and loss scaling. The last two need engine deepspeed.
+        freeze: parts that stay as they are: "image" (the trunk), "text" (the text tower), "fusion" (prompts).
+        patch_drop: share of each image's patches that training leaves out; those under regions stay.
+        ema_decay: per step, of a moving average of the weights, kept beside them; null for none.
         seed: of initialisation, order and all draws.
         device: "auto" takes a GPU where there is one.
     """
@@ -100,19 +197,33 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    supervision: SupervisionConfig = field(default_factory=SupervisionConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     steps: int = 1000
     batch_size: int = 128
-    accumulate: int = 1
-    precision: Literal["fp32", "bf16"] = "fp32"
+    micro_batch_size: int | None = None
+    precision: Literal["fp32", "bf16", "pure_bf16", "fp16"] = "fp32"
+    freeze: list[Literal["image", "text", "fusion"]] = field(default_factory=list)
+    patch_drop: float = 0.0
+    ema_decay: float | None = None
     seed: int = 0
     device: str = "auto"
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1 or self.seed < 0:
             raise ValueError("expected 'steps' and 'batch_size' of at least 1, 'seed' of at least 0")
-        if self.accumulate < 1 or self.batch_size % self.accumulate:
-            raise ValueError(f"'accumulate' is {self.accumulate}, expected a divisor of batch_size ({self.batch_size})")
+        if self.micro_batch_size is not None and self.micro_batch_size < 1:
+            raise ValueError(f"'micro_batch_size' is {self.micro_batch_size}, expected at least 1, or null")
+        if not 0 <= self.patch_drop < 1:
+            raise ValueError(f"'patch_drop' is {self.patch_drop}, expected 0 to less than 1")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"'ema_decay' is {self.ema_decay}, expected more than 0 and less than 1, or null")
+        if self.precision in ("pure_bf16", "fp16") and self.engine.kind != "deepspeed":
+            raise ValueError(f"'precision' {self.precision} needs engine.kind deepspeed; bf16 is for both engines")
+        if self.loss.anchor_weight and self.model.pretrained is None:
+            raise ValueError("'loss.anchor_weight' needs model.pretrained: random weights are nothing to hold on to")
         if (self.loss.kind == "sigmoid") != (self.model.logit_bias is not None):
             raise ValueError("'loss.kind' sigmoid needs model.logit_bias (as -10), and infonce needs it null")

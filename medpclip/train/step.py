@@ -1,7 +1,18 @@
-"""One step's losses: draw the batch's unique texts, embed everything once, contrast."""
+"""One step: agree on the texts, embed everything, contrast all with all, and go back through the model.
+
+A step's images are passed through the model in micro-batches, each with its prompts and its share of the step's texts. The
+contrast is over the whole step, all ranks and micro-batches together: embeddings are made without gradient first and
+kept, the losses' gradients with respect to them worked out, and each micro-batch then passed through again with the same
+random numbers, to carry its part of these on to the weights (a feature cache; GradCache: Gao et al. 2021, arXiv
+2101.06983). A step of a single micro-batch needs one pass only.
+
+Nothing here draws from a state that goes on from step to step: what a step does is a function of (seed, step).
+"""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,103 +21,300 @@ from torch import Tensor
 
 from medpclip.data.lexicon import Lexicon
 from medpclip.data.loading.loader import Batch
-from medpclip.data.loading.texts import Text, TextSampling, draw_image_texts, draw_region_texts, targets
-from medpclip.losses import info_nce, sigmoid
-from medpclip.models import Embeddings, Prompts, RegionCLIP
-from medpclip.train.config import LossConfig
+from medpclip.data.loading.texts import Text, draw_image_text, draw_region_texts, known_of_regions, targets
+from medpclip.distributed import World
+from medpclip.losses import Contrast, Side, TextShares, info_nce, sigmoid
+from medpclip.models import Prompts, RegionCLIP
+from medpclip.models.preprocess import Preprocess
+from medpclip.train.config import LossConfig, TrainConfig
+from medpclip.train.engines import Engine, Outputs
+from medpclip.train.patch_drop import kept_patches
+from medpclip.train.truncation import truncation_rate
+
+_TEXTS, _PATCHES, _MODEL = 2, 4, 5  # what a random stream is for; the loader has 0, 1 and 3
+
+Anchor = Callable[[Tensor], Tensor]
+"""Pixels (b, 3, S, S) -> the initial model's image embeddings (b, D), L2-normalised."""
 
 
 @dataclass
-class StepInputs:
-    """A micro-batch, ready for the model.
+class Micro:
+    """What one pass through the model takes.
 
     Attributes:
-        images: (B, S, S, 3) uint8.
-        colours: (B, 2) float32, as `Batch` has them.
+        images: (b, S, S, 3) uint8.
+        colours: (b, 2) float32, as `Batch` has them.
         prompts: R prompts for each.
-        region_index: (M,) int64: which of the B * R regions are real.
-        texts: image texts, then region texts.
-        image_targets: (B, image texts) int8; region_targets: (M, region texts) int8.
+        text: (t, context) int64: this micro-batch's share of the step's texts.
+        keep: (b, K) int64: which patches stay; None for all.
+        regions: (m,) int64: which of the b * R prompts are regions; the rest is padding.
     """
 
     images: Tensor
     colours: Tensor
     prompts: Prompts
-    region_index: Tensor
+    text: Tensor
+    keep: Tensor | None
+    regions: Tensor
+
+
+@dataclass
+class StepInputs:
+    """What this rank does in a step.
+
+    Attributes:
+        micros: in order.
+        shares: who encodes which text.
+        texts: all texts of the step, image texts first.
+        image_texts: how many those are.
+        image_targets: (B, image texts) int8 of this rank's B images.
+        region_targets: (M, region texts) int8 of its M regions.
+        seed: of the model's own random numbers, for each micro-batch.
+        truncated: how many of this rank's texts are longer than the model's context.
+        keys: a number that tells which samples this rank has; the sum over ranks tells those of the step, whoever has them.
+    """
+
+    micros: list[Micro]
+    shares: TextShares
     texts: list[Text]
+    image_texts: int
     image_targets: Tensor
     region_targets: Tensor
-
-    @property
-    def counts(self) -> tuple[int, int]:
-        """How many images and regions have a true text."""
-        return tuple(int((t == 1).any(1).sum()) if t.numel() else 0 for t in (self.image_targets, self.region_targets))  # type: ignore[return-value]
+    seed: list[int]
+    keys: int
+    truncated: float
 
 
 @dataclass
 class StepLosses:
-    """Sums over items (`losses` says why), and how the best text fits.
-
-    Attributes:
-        image, region: scalars with gradient.
-        region_hits: regions whose likeliest text is a true one.
+    """Attributes:
+    loss, image, region, anchor: over all ranks, and the same on all; the first is the weighted sum of the others.
+    logit_scale, region_logit_scale: e to the model's.
+    hits: this rank's regions whose likeliest text is a true one.
+    sensitivity: sum over this rank's regions of 1 - cosine between a region's embedding and its image's.
     """
 
-    image: Tensor
-    region: Tensor
-    region_hits: int
+    loss: float
+    image: float
+    region: float
+    anchor: float
+    logit_scale: float
+    region_logit_scale: float
+    hits: int
+    sensitivity: float
 
 
-def prepare(batch: Batch, lexicon: Lexicon, sampling: TextSampling, seed: tuple[int, ...]) -> StepInputs:
-    """Draw the texts of a batch, a pure function of its facts and `seed`, and say of which items they are true."""
-    rng = np.random.default_rng(seed)
-    width = batch.prompts["box_valid"].shape[1]
-    regions = [facts for row in batch.region_facts for facts in row]
-    index = [b * width + r for b, row in enumerate(batch.region_facts) for r in range(len(row))]
-    image_texts = draw_image_texts(batch.image_facts, lexicon, sampling, rng)
-    region_texts = draw_region_texts(regions, lexicon, sampling, rng)
+def prepare(
+    batches: Sequence[Batch], lexicon: Lexicon, model: RegionCLIP, config: TrainConfig, step: int, world: World
+) -> StepInputs:
+    """Draw what a step still needs: texts, alike on all ranks, and patches to drop. All ranks call it together."""
+    place = _Place(config.seed, step, world, len(batches), len(batches[0].image_facts))
+    image_facts = [facts for batch in batches for facts in batch.image_facts]
+    region_facts = [facts for batch in batches for row in batch.region_facts for facts in row]
+    image_texts, region_texts = _agree_on_texts(image_facts, region_facts, lexicon, config, place)
+    texts = image_texts + region_texts
+    shares = TextShares(len(texts), world.size, len(batches))
+    numbers = shares.of(world.rank)
+    wordings = [texts[number].wording if number >= 0 else "" for number in numbers.tolist()]
+    tokens = model.tokenizer(wordings)
+    real = [place for place, number in enumerate(numbers.tolist()) if number >= 0]
+    cut = truncation_rate(model.tokenizer, [wordings[place] for place in real], tokens[real]) * len(real)
+    micros = []
+    for micro, batch in enumerate(batches):
+        prompts = Prompts(**batch.prompts)
+        index = [b * prompts.regions + r for b, row in enumerate(batch.region_facts) for r in range(len(row))]
+        keep = None
+        if config.patch_drop:
+            seeds = [(config.seed, _PATCHES, step, place.of(micro, b)) for b in range(len(batch.keys))]
+            keep = kept_patches(prompts, model.grid, config.patch_drop, seeds)
+        text = tokens[micro * shares.per_micro : (micro + 1) * shares.per_micro]
+        micros.append(Micro(batch.images, batch.colours, prompts, text, keep, torch.tensor(index, dtype=torch.int64)))
     return StepInputs(
-        images=batch.images,
-        colours=batch.colours,
-        prompts=Prompts(**batch.prompts),
-        region_index=torch.tensor(index, dtype=torch.int64),
-        texts=image_texts + region_texts,
-        image_targets=torch.from_numpy(targets(batch.image_facts, image_texts, lexicon)),
-        region_targets=torch.from_numpy(targets(regions, region_texts, lexicon)),
+        micros,
+        shares,
+        texts,
+        len(image_texts),
+        torch.from_numpy(targets(image_facts, image_texts, lexicon)),
+        torch.from_numpy(targets(region_facts, region_texts, lexicon)),
+        [place.model_seed(micro) for micro in range(len(batches))],
+        sum(_number(key) for batch in batches for key in batch.keys),
+        cut,
     )
 
 
-def losses(model: RegionCLIP, inputs: StepInputs, config: LossConfig, device: torch.device) -> StepLosses:
-    """Both losses of a micro-batch: the forward pass under whatever autocast is on, the contrast always in float32."""
-    pixels = model.preprocess.to_pixels(inputs.images.to(device, non_blocking=True), inputs.colours)
-    tokens = model.tokenizer([text.wording for text in inputs.texts]).to(device)
-    out = model(pixels, inputs.prompts.to(device, non_blocking=True), tokens)
-    with torch.autocast(device.type, enabled=False):  # bfloat16 logits would come in steps of half a unit
-        return _contrast(model, inputs, config, out)
+@dataclass(frozen=True)
+class _Place:
+    """Where a rank's images stand in a step, so that what is drawn for one doesn't depend on who has it."""
+
+    seed: int
+    step: int
+    world: World
+    micros: int
+    batch_size: int
+
+    def of(self, micro: int, b: int) -> int:
+        """The number of an image in the whole step, as `BatchOrder` deals them out."""
+        return (micro * self.world.size + self.world.rank) * self.batch_size + b
+
+    def model_seed(self, micro: int) -> int:
+        state = np.random.SeedSequence((self.seed, _MODEL, self.step, micro * self.world.size + self.world.rank))
+        return int(state.generate_state(1, np.uint64)[0] >> 1)  # torch takes 63 bits
 
 
-def _contrast(model: RegionCLIP, inputs: StepInputs, config: LossConfig, out: Embeddings) -> StepLosses:
-    assert out.region is not None and out.text is not None
-    device = out.image.device
-    image_count = inputs.image_targets.shape[1]
-    region = out.region.flatten(0, 1)[inputs.region_index.to(device)].float()
-    text = out.text.float()
-    image_logits = _logits(out.image.float(), text[:image_count], model.clip.logit_scale, model.clip.logit_bias)
-    region_logits = _logits(region, text[image_count:], model.region_logit_scale, model.region_logit_bias)
-    image_targets, region_targets = inputs.image_targets.to(device), inputs.region_targets.to(device)
-    loss = info_nce if config.kind == "infonce" else sigmoid
-    with torch.no_grad():
-        hits = _hits(region_logits, region_targets)
-    return StepLosses(loss(image_logits, image_targets), loss(region_logits, region_targets), hits)
+def _agree_on_texts(
+    image_facts: Sequence, region_facts: Sequence, lexicon: Lexicon, config: TrainConfig, place: _Place
+) -> tuple[list[Text], list[Text]]:
+    """The step's image and region texts, sorted, the same on all ranks; each of them once."""
+    sampling = config.data.texts
+    drawn = {
+        draw_image_text(
+            facts,
+            lexicon,
+            sampling,
+            np.random.default_rng((config.seed, _TEXTS, place.step, place.of(*divmod(i, place.batch_size)))),
+        )
+        for i, facts in enumerate(image_facts)
+    }
+    mine = [[[text.facts, text.wording] for text in sorted(drawn)], sorted(known_of_regions(region_facts))]
+    everyone = place.world.gather(mine)
+    image_texts = {
+        Text(tuple((name, value) for name, value in facts), wording)
+        for theirs, _ in everyone
+        for facts, wording in theirs
+    }
+    known = {(term, name, value) for _, theirs in everyone for term, name, value in theirs}
+    rng = np.random.default_rng((config.seed, _TEXTS, place.step))
+    return sorted(image_texts), sorted(draw_region_texts(known, lexicon, sampling, rng))
 
 
-def _logits(items: Tensor, texts: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    logits = scale.exp() * items @ texts.T
-    return logits if bias is None else logits + bias
+def _number(key: str) -> int:
+    """40 bits of a sample's key: sums over ranks stay exact in float64."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=5).digest(), "big")
 
 
-def _hits(logits: Tensor, targets: Tensor) -> int:
-    if logits.numel() == 0:
-        return 0
-    best = logits.masked_fill(targets == 0, -torch.inf).argmax(1, keepdim=True)
-    return int((targets.gather(1, best) == 1).sum())
+def run_step(
+    engine: Engine, inputs: StepInputs, config: LossConfig, world: World, anchor: Anchor | None = None
+) -> StepLosses:
+    """Leave the step's gradients with the engine, which averages them over ranks; `Engine.step` is next."""
+    preprocess = engine.model.preprocess
+    single = len(inputs.micros) == 1
+    outputs: list[Outputs] = []
+    anchors: list[Tensor] = []
+    for micro, seed in zip(inputs.micros, inputs.seed, strict=True):
+        with torch.set_grad_enabled(single):
+            outputs.append(_forward(engine, preprocess, micro, seed))
+        if anchor is not None:
+            with torch.no_grad():
+                anchors.append(anchor(_pixels(engine, preprocess, micro)))
+    kept = _Kept.of(outputs, inputs)
+    contrast = _contrast(kept, inputs, config, world)
+    by_image, anchor_loss = _with_anchor(contrast.sides[0].items, kept.image, anchors, config.anchor_weight, world)
+    gradients = _Gradients(by_image, contrast.sides[1].items, contrast.texts, contrast)
+    for number, (micro, seed) in enumerate(zip(inputs.micros, inputs.seed, strict=True)):
+        out = outputs[number] if single else _forward(engine, preprocess, micro, seed)
+        last = number + 1 == len(inputs.micros)
+        # World times: engines average over ranks, and the loss is already divided by the number of all items.
+        engine.backward(world.size * gradients.surrogate(out, micro, last), last)
+    image, region = (side.loss.item() for side in contrast.sides)
+    return StepLosses(
+        loss=config.image_weight * image + config.region_weight * region + config.anchor_weight * anchor_loss,
+        image=image,
+        region=region,
+        anchor=anchor_loss,
+        logit_scale=kept.scalars[0].exp().item(),
+        region_logit_scale=kept.scalars[2].exp().item(),
+        hits=contrast.sides[1].hits,
+        sensitivity=kept.sensitivity,
+    )
+
+
+def _pixels(engine: Engine, preprocess: Preprocess, micro: Micro) -> Tensor:
+    return preprocess.to_pixels(micro.images.to(engine.device, non_blocking=True), micro.colours)
+
+
+def _forward(engine: Engine, preprocess: Preprocess, micro: Micro, seed: int) -> Outputs:
+    torch.manual_seed(seed)  # of all devices: dropout is the same in both passes, and after a resume
+    device = engine.device
+    keep = None if micro.keep is None else micro.keep.to(device)
+    prompts = micro.prompts.to(device, non_blocking=True)
+    return engine.forward(_pixels(engine, preprocess, micro), micro.text.to(device), keep, prompts)
+
+
+@dataclass
+class _Kept:
+    """The step's embeddings of this rank, without a graph: image (B, D), region (M, D), text (m, D), scalars (4,)."""
+
+    image: Tensor
+    region: Tensor
+    text: Tensor
+    scalars: Tensor
+    sensitivity: float
+
+    @classmethod
+    def of(cls, outputs: Sequence[Outputs], inputs: StepInputs) -> _Kept:
+        images, regions, texts, sensitivity = [], [], [], 0.0
+        for (image, region, text, _), micro in zip(outputs, inputs.micros, strict=True):
+            index = micro.regions.to(image.device)
+            chosen = region.detach().flatten(0, 1)[index]
+            images.append(image.detach())
+            regions.append(chosen)
+            texts.append(text.detach())
+            own_image = image.detach()[index // region.shape[1]]
+            sensitivity += (1 - (chosen * own_image).sum(-1)).sum().item()
+        return cls(torch.cat(images), torch.cat(regions), torch.cat(texts), outputs[0][3].detach(), sensitivity)
+
+
+def _contrast(kept: _Kept, inputs: StepInputs, config: LossConfig, world: World) -> Contrast:
+    scale, bias, region_scale, region_bias = kept.scalars.unbind()
+    device = kept.image.device
+    sides = [
+        Side(kept.image, inputs.image_targets.to(device), 0, scale, bias, config.image_weight),
+        Side(
+            kept.region,
+            inputs.region_targets.to(device),
+            inputs.image_texts,
+            region_scale,
+            region_bias,
+            config.region_weight,
+        ),
+    ]
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        if config.kind == "sigmoid":
+            return sigmoid(sides, kept.text, inputs.shares, world)
+        return info_nce(sides, kept.text, inputs.shares, world, config.positives)
+
+
+def _with_anchor(
+    by_image: Tensor, image: Tensor, anchors: Sequence[Tensor], weight: float, world: World
+) -> tuple[Tensor, float]:
+    """The images' gradient with the anchor's added, and its loss: the mean of 1 - cosine over all ranks' images."""
+    if not anchors:
+        return by_image, 0.0
+    initial = torch.cat(list(anchors)).to(image)
+    count = len(image) * world.size  # ranks have equally many images
+    [distance] = world.total([(1 - (image * initial).sum(-1)).sum().item()])
+    return by_image - weight / count * initial, distance / count
+
+
+@dataclass
+class _Gradients:
+    """What the embeddings of this rank get back from the losses, handed out micro-batch by micro-batch."""
+
+    image: Tensor
+    region: Tensor
+    text: Tensor
+    contrast: Contrast
+
+    def surrogate(self, out: Outputs, micro: Micro, last: bool) -> Tensor:
+        """A scalar whose gradient is this micro-batch's part of the losses' gradient."""
+        image, region, text, scalars = out
+        count, regions, texts = len(image), len(micro.regions), len(text)
+        by_image, self.image = self.image[:count], self.image[count:]
+        by_region, self.region = self.region[:regions], self.region[regions:]
+        by_text, self.text = self.text[:texts], self.text[texts:]
+        on_regions = region.new_zeros(region.shape).flatten(0, 1)
+        on_regions[micro.regions.to(region.device)] = by_region
+        total = (image * by_image).sum() + (region.flatten(0, 1) * on_regions).sum() + (text * by_text).sum()
+        # Scales and biases are the same in every pass, and get theirs once.
+        by_scalars = torch.stack([value for side in self.contrast.sides for value in (side.log_scale, side.bias)])
+        return total + (scalars * by_scalars).sum() * float(last)

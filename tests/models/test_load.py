@@ -82,11 +82,15 @@ def test_a_file_never_stands_in_for_a_built_in_name(micro_trunk: Path, tmp_path:
         ("[]", "no model config"),
         ('{"embed_dim": 8}', "no model config"),
         ('{"embed_dim": 8, "vision_cfg": {"bogus": 1}, "text_cfg": {}}', "can't be built .*bogus"),
-        ('{"embed_dim": 8, "vision_cfg": {}, "text_cfg": {"hf_model_name": "x"}}', "text tower isn't CLIP's own"),
-        ('{"embed_dim": 8, "vision_cfg": {}, "text_cfg": {}, "custom_text": true}', "text tower isn't CLIP's own"),
+        ('{"embed_dim": 8, "vision_cfg": {}, "text_cfg": {}, "multimodal_cfg": {"a": 1}}', "has a text decoder"),
+        (
+            '{"embed_dim": 8, "vision_cfg": {}, "text_cfg": {"hf_model_name": "no-one/nothing"}}',
+            "config of its text tower 'no-one/nothing' can't be had .*give model.pretrained a folder",
+        ),
     ],
 )
-def test_broken_architectures(tmp_path: Path, content: str, message: str) -> None:
+def test_broken_architectures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, message: str) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # what the variable sets at the start
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(MedpclipError, match=message) as error:
         build_model(ModelConfig(str(tmp_path / "x.json")))
@@ -100,7 +104,7 @@ def test_broken_meta_and_weights(trunk: Path, tmp_path: Path) -> None:
     with pytest.raises(MedpclipError, match=r"meta\.json: key 'preprocess' is missing or broken"):
         load_model(save(model, tmp_path / "b", preprocess={"mean": 1}))
     (tmp_path / "w.pt").write_bytes(b"no weights")
-    with pytest.raises(MedpclipError, match=r"w\.pt': doesn't fit .*or can't be read"):
+    with pytest.raises(MedpclipError, match=r"w\.pt: is no torch file of tensors alone; give safetensors"):
         build_model(ModelConfig(str(trunk), pretrained=str(tmp_path / "w.pt")))
 
 

@@ -2,21 +2,28 @@
 
 import json
 import resource
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from medpclip.data.loading.loader import DataConfig
 from medpclip.data.phantom import write_phantoms
+from medpclip.distributed import World
 from medpclip.errors import MedpclipError
 from medpclip.models import FusionConfig, ModelConfig
 from medpclip.models.load import build_model, find_checkpoint, load_model, read_meta
 from medpclip.train import checkpoint
-from medpclip.train.checkpoint import code_hash, resume, save_checkpoint
+from medpclip.train.checkpoint import code_hash
 from medpclip.train.config import CheckpointConfig, TrainConfig
-from medpclip.train.engine import LocalEngine
+from medpclip.train.engines.local import LocalEngine
+
+CPU = torch.device("cpu")
+resume = partial(checkpoint.resume, world=World())
+save_checkpoint = partial(checkpoint.save_checkpoint, world=World())
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +41,7 @@ def config(shards: Path, micro_trunk: Path, tmp_path: Path) -> TrainConfig:
 
 @pytest.fixture
 def engine(config: TrainConfig) -> LocalEngine:
-    return LocalEngine(build_model(config.model), config)
+    return LocalEngine(build_model(config.model), config, World(), CPU)
 
 
 def names(config: TrainConfig) -> list[str]:
@@ -49,14 +56,13 @@ def test_safetensors_full_disk_is_one_line_and_costs_no_checkpoint(
     def fails(*args: object) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    for owner, name in ((checkpoint, "save_file"), (engine, "save")):
-        with (
-            monkeypatch.context() as patch,
-            pytest.raises(MedpclipError, match="can't be written .*make room") as error,
-        ):
-            patch.setattr(owner, name, fails)
-            save_checkpoint(engine, config, 2)
-        assert "\n" not in str(error.value) and names(config) == [kept.name]
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(MedpclipError, match="can't be written .*make room") as error,
+    ):
+        patch.setattr(checkpoint, "save_file", fails)
+        save_checkpoint(engine, config, 2)
+    assert "\n" not in str(error.value) and names(config) == [kept.name]
     load_model(config.out)
     assert resume(engine, config, kept) == 1
 
@@ -84,6 +90,13 @@ def test_leftovers_are_swept_and_old_ones_go(engine: LocalEngine, config: TrainC
     load_model(config.out)
 
 
+def test_some_stay_for_ever(engine: LocalEngine, config: TrainConfig) -> None:
+    config.checkpoint = CheckpointConfig(keep=2, keep_every_steps=4)
+    for step in range(1, 11):
+        save_checkpoint(engine, config, step)
+    assert names(config) == [f"step-{step:08d}" for step in (4, 8, 9, 10)]
+
+
 def test_meta_says_what_it_was_trained_on(engine: LocalEngine, config: TrainConfig, shards: Path) -> None:
     meta = read_meta(save_checkpoint(engine, config, 1))
     manifest = json.loads((shards / "manifest.json").read_text())
@@ -108,10 +121,36 @@ def test_another_environment_is_refused_unless_told(
 
 
 def test_the_optimizer_comes_back(engine: LocalEngine, config: TrainConfig) -> None:
-    engine.backward(engine.model.region_logit_scale.square().sum())
+    engine.backward(engine.model.region_logit_scale.square().sum(), last=True)
     engine.step(1e-3)
     save_checkpoint(engine, config, 1)
-    other = LocalEngine(build_model(config.model), config)
+    other = LocalEngine(build_model(config.model), config, World(), CPU)
     assert resume(other, config, find_checkpoint(config.out)) == 1
     mine, theirs = (e.optimizer.state[e.model.region_logit_scale]["exp_avg"] for e in (engine, other))
     assert torch.equal(mine, theirs) and mine.abs() > 0
+
+
+def test_the_moving_average_is_kept_and_comes_back(engine: LocalEngine, config: TrainConfig) -> None:
+    config.ema_decay = 0.9
+    engine = LocalEngine(build_model(config.model), config, World(), CPU)
+    start = engine.model.region_logit_scale.item()
+    engine.backward(engine.model.region_logit_scale.square().sum(), last=True)
+    engine.step(1e-1)
+    folder = save_checkpoint(engine, config, 1)
+    average = load_file(folder / "ema.safetensors")["region_logit_scale"].item()
+    assert average == pytest.approx(0.9 * start + 0.1 * engine.model.region_logit_scale.item())
+    other = LocalEngine(build_model(config.model), config, World(), CPU)
+    resume(other, config, folder)
+    mine, theirs = engine.average(), other.average()
+    assert mine is not None and theirs is not None
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_dropout_is_another_on_other_ranks(engine: LocalEngine, config: TrainConfig) -> None:
+    folder = save_checkpoint(engine, config, 1)
+    config.micro_batch_size = 2
+    assert resume(engine, config, folder) == 1  # the same samples and texts, other rounding
+    engine.model.clip.transformer.resblocks[0].mlp.append(torch.nn.Dropout(0.1))
+    with pytest.raises(MedpclipError, match="micro_batch_size None, now on 1 with 2, and the model has dropout"):
+        resume(engine, config, folder)
+    assert resume(engine, config, folder, allow_other_environment=True) == 1

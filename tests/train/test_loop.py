@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from ranks import start_ranks
 from safetensors.torch import load_file
 
 from medpclip.config import dump_yaml
@@ -20,7 +21,15 @@ from medpclip.errors import MedpclipError
 from medpclip.models import FusionConfig, ModelConfig
 from medpclip.models.load import find_checkpoint, load_model
 from medpclip.train import loop
-from medpclip.train.config import CheckpointConfig, LossConfig, OptimizerConfig, TrackingConfig, TrainConfig
+from medpclip.train.config import (
+    CheckpointConfig,
+    EvaluationConfig,
+    LossConfig,
+    OptimizerConfig,
+    SupervisionConfig,
+    TrackingConfig,
+    TrainConfig,
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +55,7 @@ def config(shards: Path, micro_trunk: Path, tmp_path: Path) -> TrainConfig:
 
 def lines(run: Path) -> list[dict[str, Any]]:
     """The log, without what the clock says."""
-    clock = ("images_per_second", "regions_per_second", "data_wait_share")
+    clock = ("images_per_second", "regions_per_second", "data_wait_share", "mfu")
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if k not in clock} for row in rows]
 
@@ -56,24 +65,23 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_run_cut_anywhere_is_the_uncut_run_to_the_bit(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    config.accumulate = 2
+    config.micro_batch_size = 4
     loop.train(config)
     uncut, log = weights(config.out), lines(config.out)
     assert [row["step"] for row in log] == list(range(1, 7))
     config.out = config.out.with_name("cut")
-    real, steps = loop._step, []
+    real = loop.prepare
 
-    def dies_in_step_5(*args: Any) -> dict[str, float]:
-        steps.append(args[4])
+    def dies_in_step_5(*args: Any) -> Any:
         if args[4] == 4:
             raise RuntimeError("power cut")
         return real(*args)
 
-    monkeypatch.setattr(loop, "_step", dies_in_step_5)
+    monkeypatch.setattr(loop, "prepare", dies_in_step_5)
     with pytest.raises(RuntimeError):
         loop.train(config)
     assert len(lines(config.out)) == 4  # one line beyond the checkpoint, to be cut back
-    monkeypatch.setattr(loop, "_step", real)
+    monkeypatch.setattr(loop, "prepare", real)
     loop.train(config, may_resume=True)
     assert lines(config.out) == log
     assert all(torch.equal(uncut[name], tensor) for name, tensor in weights(config.out).items())
@@ -96,24 +104,17 @@ def test_sigmoid_and_conditioned_and_bf16_train_too(config: TrainConfig) -> None
     assert log[-1]["loss"] < 0.9 * log[0]["loss"]
 
 
-def test_accumulation_is_the_mean_over_all_items(config: TrainConfig) -> None:
-    """With contrast inside micro-batches, two of them equal the weighted sum of their own losses."""
-    config.accumulate, config.steps = 2, 1
+def test_micro_batches_change_nothing_but_rounding(config: TrainConfig) -> None:
+    """The contrast is over the whole step, and which samples and texts a step has doesn't depend on its parts."""
+    config.steps = 2
     loop.train(config)
-    row = lines(config.out)[0]
-    from medpclip.data.lexicon import Lexicon
-    from medpclip.data.loading.loader import RegionDataset, make_loader
-    from medpclip.models.load import build_model
-    from medpclip.train.step import losses, prepare
-
-    torch.manual_seed(config.seed)
-    model = build_model(config.model)
-    data = RegionDataset(config.data, 64, 16, model.preprocess.fill, config.seed)
-    loader = iter(make_loader(data, 4))
-    inputs = [prepare(next(loader), Lexicon.load(), config.data.texts, (config.seed, 2, 0, i)) for i in range(2)]
-    parts = [losses(model, i, config.loss, torch.device("cpu")) for i in inputs]
-    expected = sum(p.region.item() for p in parts) / sum(i.counts[1] for i in inputs)
-    assert row["loss_region"] == pytest.approx(expected, rel=1e-5)
+    whole = lines(config.out)
+    for size in (1, 4):
+        config.micro_batch_size, config.out = size, config.out.with_name(f"micro-{size}")
+        loop.train(config)
+        for ours, row in zip(lines(config.out), whole, strict=True):
+            assert ours.pop("kind") == "train"
+            assert ours == pytest.approx({k: v for k, v in row.items() if k != "kind"}, rel=2e-4), size
 
 
 def test_what_is_saved_is_what_is_loaded(config: TrainConfig) -> None:
@@ -163,7 +164,7 @@ def test_a_broken_checkpoint_says_so(config: TrainConfig) -> None:
     loop.train(config)
     folder = find_checkpoint(config.out)
     (folder / "model.safetensors").write_bytes(b"short")
-    with pytest.raises(MedpclipError, match=r"model\.safetensors: unreadable"):
+    with pytest.raises(MedpclipError, match=r"model\.safetensors: can't be read"):
         load_model(config.out)
     (folder / "meta.json").write_text("{")
     with pytest.raises(MedpclipError, match=r"meta\.json: unreadable"):
@@ -192,6 +193,92 @@ def test_a_loss_that_is_not_finite_stops_the_run(config: TrainConfig) -> None:
     config.optimizer.lr, config.optimizer.clip_grad, config.optimizer.warmup_steps = 1e30, None, 1
     with pytest.raises(MedpclipError, match="not finite"):
         loop.train(config)
+
+
+def test_a_step_that_is_not_finite_is_skipped_if_so_configured(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.supervision = SupervisionConfig(nonfinite="skip", max_skipped=2)
+    real = loop.run_step
+
+    def poisons(steps: tuple[int, ...]) -> Any:
+        count = iter(range(100))
+
+        def call(engine: Any, *args: Any) -> Any:
+            losses = real(engine, *args)
+            if next(count) in steps:
+                engine.model.region_logit_scale.grad.fill_(float("nan"))
+            return losses
+
+        return call
+
+    monkeypatch.setattr(loop, "run_step", poisons((1, 3)))
+    loop.train(config)
+    rows = lines(config.out)
+    assert [row["skipped_steps"] for row in rows] == [0, 1, 0, 1, 0, 0] and rows[1]["grad_norm"] is None
+    assert all(torch.isfinite(tensor).all() for tensor in weights(config.out).values())
+    assert rows[1]["logit_scale"] == rows[2]["logit_scale"] != rows[3]["logit_scale"]  # of before each step
+    monkeypatch.setattr(loop, "run_step", poisons((1, 3, 4)))
+    config.out = config.out.with_name("worse")
+    with pytest.raises(MedpclipError, match=r"2 steps in a row, up to 5, were not finite \(the gradient\)"):
+        loop.train(config)
+
+
+def test_tasks_are_evaluated_at_intervals_and_disturb_nothing(config: TrainConfig, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    loop.train(config)
+    task = tmp_path / "task.yaml"
+    task.write_text(
+        f"name: quick\ndata: [{config.data.shards[0]}]\nsplit: train\n"
+        "image: [{label: modality, templates: ['a {name} image']}]\nbootstrap: {draws: 10}\n"
+    )
+    config.evaluation, plain = EvaluationConfig([task], every_steps=4), lines(config.out)
+    config.out = config.out.with_name("evaluated")
+    loop.train(config)
+    rows = lines(config.out)
+    assert [row["step"] for row in rows if row["kind"] == "eval"] == [4, 6]
+    assert [row for row in rows if row["kind"] == "train"] == plain
+    assert (config.out / "evaluation" / "step-00000004" / "quick" / "result.json").is_file()
+    config.evaluation.tasks, config.out = [tmp_path / "none.yaml"], config.out.with_name("none")
+    with pytest.raises(MedpclipError, match="none.yaml"):
+        loop.train(config)
+
+
+def test_two_ranks_do_what_one_does_and_go_on_as_one(config: TrainConfig, tmp_path: Path) -> None:
+    """Two ranks are stopped by a signal to one of them; one process finishes the run, as one that ran alone."""
+    config.data.shards = [config.data.shards[0]]
+    config.steps, config.checkpoint.every_steps = 400, 1000
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_yaml(config))
+    ranks = start_ranks([sys.executable, "-m", "medpclip", "train", str(path)], 2)
+    log = config.out / "log.jsonl"
+    while ranks[0].poll() is None and not (log.is_file() and log.read_text().count("\n") >= 2):
+        time.sleep(0.05)
+    ranks[1].send_signal(signal.SIGUSR1)
+    outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [128 + signal.SIGUSR1] * 2, outputs
+    done = lines(config.out)[-1]["step"]
+    assert find_checkpoint(config.out).name == f"step-{done:08d}" and not (config.out / "failures").exists()
+    config.steps = 400
+    with pytest.MonkeyPatch.context() as patch:  # three steps more are enough
+        real = loop.prepare
+
+        def prepare(*args: Any) -> Any:
+            if args[4] == done + 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return real(*args)
+
+        patch.setattr(loop, "prepare", prepare)
+        loop.train(config, may_resume=True)
+        together = lines(config.out)
+        config.out = config.out.with_name("alone")
+        loop.train(config)
+    alone = lines(config.out)
+    assert [row["step"] for row in together] == [row["step"] for row in alone]
+    assert [row["keys"] for row in together] == [row["keys"] for row in alone]
+    # Rounding grows from step to step; at the start, and right after the change, it is small.
+    for row, expected in zip(together[:5], alone[:5], strict=True):
+        assert row["loss"] == pytest.approx(expected["loss"], rel=1e-3)
 
 
 def test_wandb_offline_writes_beside_the_run(config: TrainConfig) -> None:

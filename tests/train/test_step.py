@@ -1,47 +1,266 @@
-"""One step's losses."""
+"""One step: gradients over ranks and micro-batches are those of a single process that sees everything."""
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from ranks import run_ranks
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from whole_losses import whole_loss
 
 from medpclip.data.lexicon import Lexicon
-from medpclip.data.loading.loader import DataConfig, RegionDataset, make_loader
+from medpclip.data.loading.loader import Batch, DataConfig, RegionDataset, make_loader
 from medpclip.data.phantom import write_phantoms
-from medpclip.models import FusionConfig, ModelConfig
+from medpclip.distributed import World, join
+from medpclip.models import FusionConfig, ModelConfig, RegionCLIP
 from medpclip.models.load import build_model
-from medpclip.train import step
-from medpclip.train.config import LossConfig
+from medpclip.train import step as module
+from medpclip.train.config import LossConfig, TrainConfig
+from medpclip.train.engines.local import LocalEngine
+from medpclip.train.step import StepInputs, prepare, run_step
+
+IMAGES = 8
+LOSSES = ("infonce", "infonce-mean", "sigmoid")
 
 
-def test_the_contrast_is_in_float32_under_autocast(
-    tmp_path: Path, micro_trunk: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_phantoms(tmp_path / "shards", images=8, seed=0, workers=1)
-    model = build_model(ModelConfig(str(micro_trunk), fusion=FusionConfig(prompt_dim=16)))
-    data = RegionDataset(DataConfig([tmp_path / "shards"], workers=0), 64, model.mask_grid, (0, 0, 0), 0)
-    inputs = step.prepare(next(make_loader(data, 8)), Lexicon.load(), data.config.texts, (0,))
-    seen = []
-    real = step._logits
-    monkeypatch.setattr(step, "_logits", lambda *args: seen.append(real(*args)) or seen[-1])
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert model(torch.randn(1, 3, 64, 64)).image.dtype == torch.bfloat16
-        parts = step.losses(model, inputs, LossConfig(), torch.device("cpu"))
-    assert [logits.dtype for logits in seen] == [torch.float32] * 2
-    assert parts.region.dtype == torch.float32
-    # And not rounded to bfloat16 on the way.
-    assert (seen[1].bfloat16().float() != seen[1]).float().mean() > 0.9
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards") / "phantom"
+    write_phantoms(folder, images=24, seed=1, workers=1)
+    return folder
 
 
-def test_the_model_sees_the_drawn_colours(tmp_path: Path, micro_trunk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_phantoms(tmp_path / "shards", images=8, seed=0, workers=1)
-    model = build_model(ModelConfig(str(micro_trunk), fusion=FusionConfig(prompt_dim=16)))
-    data = RegionDataset(DataConfig([tmp_path / "shards"], workers=0), 64, model.mask_grid, (0, 0, 0), 0)
-    batch = next(make_loader(data, 8))
-    inputs = step.prepare(batch, Lexicon.load(), data.config.texts, (0,))
-    shown = []
-    monkeypatch.setattr(step, "_contrast", lambda *args: None)
-    model.register_forward_pre_hook(lambda module, args: shown.append(args[0]))
-    step.losses(model, inputs, LossConfig(), torch.device("cpu"))
+def make_config(shards: Path, trunk: Path, loss: str, **changes: Any) -> TrainConfig:
+    return TrainConfig(
+        out=Path("unused"),
+        data=DataConfig([shards], workers=0),
+        model=ModelConfig(
+            str(trunk), logit_bias=-5.0 if loss == "sigmoid" else None, fusion=FusionConfig(prompt_dim=16)
+        ),
+        loss=LossConfig(
+            "sigmoid" if loss == "sigmoid" else "infonce", "mean" if "mean" in loss else "sum", image_weight=0.7
+        ),
+        batch_size=IMAGES,
+        **changes,
+    )
+
+
+def make_model(config: TrainConfig, dtype: torch.dtype) -> RegionCLIP:
+    """A model whose fusion is off its start, so that every gradient says something."""
+    torch.manual_seed(3)
+    model = build_model(config.model)
+    with torch.no_grad():
+        for parameter in model.fusion.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model.to(dtype)
+
+
+def whole_batch(config: TrainConfig, model: RegionCLIP) -> Batch:
+    """Images that differ in how many regions they have (some none) and how these are pointed at."""
+    data = RegionDataset(config.data, 64, model.mask_grid, model.preprocess.fill, 0)
+    batch = next(make_loader(data, IMAGES))
+    for b in range(IMAGES):
+        if b in (4, 5):  # a rank of two has fewer then; one of four has none
+            batch.region_facts[b] = []
+        kind = ("points", "boxes", "masks", "masks")[b // 2]
+        batch.prompts["point_labels"][b] = torch.where(
+            torch.tensor(kind == "points"), batch.prompts["point_labels"][b], -1
+        )
+        if kind == "points":
+            batch.prompts["point_labels"][b, :, 0] = 1
+        for name in ("box", "mask"):
+            batch.prompts[f"{name}_valid"][b] &= kind.startswith(name)
+    return batch
+
+
+def part_of(batch: Batch, start: int, stop: int) -> Batch:
+    rows = slice(start, stop)
+    prompts = {name: tensor[rows] for name, tensor in batch.prompts.items()}
+    return Batch(
+        batch.images[rows],
+        batch.colours[rows],
+        prompts,
+        batch.image_facts[rows],
+        batch.region_facts[rows],
+        batch.keys[rows],
+    )
+
+
+def cut(batch: Batch, world: World, micros: int) -> list[Batch]:
+    """A rank's micro-batches, as `BatchOrder` deals them out."""
+    size = IMAGES // (world.size * micros)
+    starts = [(micro * world.size + world.rank) * size for micro in range(micros)]
+    return [part_of(batch, start, start + size) for start in starts]
+
+
+LEXICON = Lexicon.load()
+CASES = [("infonce", torch.float64), ("infonce-mean", torch.float64), ("sigmoid", torch.float64),
+         ("infonce", torch.float32), ("sigmoid", torch.float32)]  # fmt: skip
+
+
+def gradients(config: TrainConfig, world: World, micros: int, dtype: torch.dtype) -> tuple[dict[str, Tensor], Any]:
+    model = make_model(config, dtype)
+    batch = whole_batch(config, model)
+    engine = LocalEngine(model, config, world, torch.device("cpu"))
+    inputs = prepare(cut(batch, world, micros), LEXICON, model, config, 7, world)
+    losses = run_step(engine, inputs, config.loss, world)
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, losses
+
+
+def as_rank(shards: str, trunk: str, folder: str) -> None:
+    """Compare this rank's averaged gradients with the single process's; print the worst differences."""
+    world = join("cpu")
+    for case, (loss, dtype) in enumerate(CASES):
+        limit = 1e-10 if dtype == torch.float64 else 1e-5
+        whole = load_file(f"{folder}/{case}.safetensors")
+        ours, losses = gradients(make_config(Path(shards), Path(trunk), loss), world, 1 + case % 2, dtype)
+        assert ours.keys() == whole.keys() - {"loss"}
+        assert abs(losses.loss - whole["loss"].item()) < 10 * limit
+        for name, gradient in ours.items():
+            worst = (gradient - whole[name]).norm().item() / max(whole[name].norm().item(), 1e-3)
+            assert worst <= limit, (loss, dtype, name, worst)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_have_the_gradients_of_one_process(world: int, shards: Path, micro_trunk: Path, tmp_path: Path) -> None:
+    """Both losses, ranks with other numbers of regions and kinds of prompt, one of four with none."""
+    for case, (loss, dtype) in enumerate(CASES):
+        whole, losses = gradients(make_config(shards, micro_trunk, loss), World(), 1, dtype)
+        whole = {name: gradient.contiguous() for name, gradient in whole.items()}
+        save_file(whole | {"loss": torch.tensor(losses.loss, dtype=torch.float64)}, tmp_path / f"{case}.safetensors")
+    run_ranks(Path(__file__), world, str(shards), str(micro_trunk), str(tmp_path))
+
+
+def with_dropout(model: RegionCLIP) -> RegionCLIP:
+    for block in (*model.clip.visual.transformer.resblocks, *model.clip.transformer.resblocks):
+        block.mlp.append(nn.Dropout(0.3))
+    return model
+
+
+def one_backward(engine: LocalEngine, inputs: StepInputs, config: TrainConfig) -> Tensor:
+    """The same micro-batches with the same random numbers, all graphs kept, one loss, one backward."""
+    images, regions, texts = [], [], []
+    for micro, seed in zip(inputs.micros, inputs.seed, strict=True):
+        image, region, text, scalars = module._forward(engine, engine.model.preprocess, micro, seed)
+        images.append(image)
+        regions.append(region.flatten(0, 1)[micro.regions])
+        texts.append(text)
+    text = inputs.shares.in_order(torch.cat(texts))
+    kind = "sigmoid" if config.loss.kind == "sigmoid" else config.loss.positives
+    count = inputs.image_texts
+    image_loss = whole_loss(kind, torch.cat(images), text[:count], inputs.image_targets, scalars[0], scalars[1])
+    region_loss = whole_loss(kind, torch.cat(regions), text[count:], inputs.region_targets, scalars[2], scalars[3])
+    loss = config.loss.image_weight * image_loss + config.loss.region_weight * region_loss
+    loss.backward()
+    return loss
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_feature_cache_is_one_backward_through_all_graphs(loss: str, shards: Path, micro_trunk: Path) -> None:
+    """With dropout and patch dropping on, in float64."""
+    config = make_config(shards, micro_trunk, loss, patch_drop=0.5)
+    found = []
+    for way in ("cache", "graphs"):
+        model = with_dropout(make_model(config, torch.float64))
+        engine = LocalEngine(model, config, World(), torch.device("cpu"))
+        inputs = prepare(cut(whole_batch(config, model), World(), 4), LEXICON, model, config, 7, World())
+        assert inputs.micros[0].keep is not None and inputs.micros[0].keep.shape == (2, 8)
+        value = (
+            run_step(engine, inputs, config.loss, World()).loss
+            if way == "cache"
+            else one_backward(engine, inputs, config).item()
+        )
+        found.append((value, {name: p.grad for name, p in model.named_parameters()}))
+    (ours, cached), (theirs, graphs) = found
+    assert ours == pytest.approx(theirs, abs=1e-10)
+    for name, gradient in graphs.items():
+        assert gradient is not None, name
+        assert (cached[name] - gradient).abs().max() <= 1e-10, name
+
+
+def test_micro_batches_have_the_gradients_of_one_forward(shards: Path, micro_trunk: Path) -> None:
+    config = make_config(shards, micro_trunk, "infonce")
+    whole, _ = gradients(config, World(), 1, torch.float64)
+    for micros in (2, 4):
+        parts, _ = gradients(config, World(), micros, torch.float64)
+        assert max((parts[name] - whole[name]).abs().max().item() for name in whole) <= 1e-10
+
+
+def test_the_contrast_is_in_float32_under_autocast(shards: Path, micro_trunk: Path) -> None:
+    config = make_config(shards, micro_trunk, "infonce", precision="bf16")
+    model = make_model(config, torch.float32)
+    engine = LocalEngine(model, config, World(), torch.device("cpu"))
+    inputs = prepare([whole_batch(config, model)], LEXICON, model, config, 0, World())
+    seen: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        real = module.info_nce
+        patch.setattr(module, "info_nce", lambda sides, *rest: seen.append(sides) or real(sides, *rest))
+        patch.setattr(model.__class__, "forward", _watched(model.__class__.forward, seen))
+        run_step(engine, inputs, config.loss, World())
+    inside, sides = seen[0], seen[1]
+    assert inside == torch.bfloat16
+    assert all(side.items.dtype == torch.float32 for side in sides)
+
+
+def _watched(forward: Any, seen: list[Any]) -> Any:
+    def call(self: Any, *args: Any) -> Any:
+        out = forward(self, *args)
+        seen.append(out.image.dtype)
+        return out
+
+    return call
+
+
+def test_the_model_sees_the_drawn_colours(shards: Path, micro_trunk: Path) -> None:
+    config = make_config(shards, micro_trunk, "infonce")
+    model = make_model(config, torch.float32)
+    batch = whole_batch(config, model)
+    engine = LocalEngine(model, config, World(), torch.device("cpu"))
+    shown: list[Tensor] = []
+    model.register_forward_pre_hook(lambda _, args: shown.append(args[0]))
+    run_step(engine, prepare([batch], LEXICON, model, config, 0, World()), config.loss, World())
     assert torch.equal(shown[0], model.preprocess.to_pixels(batch.images, batch.colours))
     assert not torch.equal(shown[0], model.preprocess.to_pixels(batch.images))
+
+
+def test_the_anchor_pulls_towards_the_initial_embedding(shards: Path, micro_trunk: Path, tmp_path: Path) -> None:
+    """Its loss and gradient against autograd, over two micro-batches."""
+    config = make_config(shards, micro_trunk, "infonce")
+    config.loss = LossConfig(image_weight=0.0, region_weight=0.0, anchor_weight=0.8)
+    model = make_model(config, torch.float64)
+    initial = torch.nn.functional.normalize(torch.randn(IMAGES, 32, dtype=torch.float64), dim=-1)
+    engine = LocalEngine(model, config, World(), torch.device("cpu"))
+    inputs = prepare(cut(whole_batch(config, model), World(), 2), LEXICON, model, config, 7, World())
+    parts = iter(initial.split(4))
+    losses = run_step(engine, inputs, config.loss, World(), lambda pixels: next(parts))
+    ours = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    images = [
+        module._forward(engine, model.preprocess, *pair)[0] for pair in zip(inputs.micros, inputs.seed, strict=True)
+    ]
+    expected = (1 - (torch.cat(images) * initial).sum(-1)).mean()
+    assert losses.anchor == pytest.approx(expected.item()) and losses.loss == pytest.approx(0.8 * expected.item())
+    (0.8 * expected).backward()
+    for name, p in model.named_parameters():
+        if p.grad is not None:
+            assert torch.allclose(ours[name], p.grad, atol=1e-12), name
+
+
+def test_texts_and_patches_do_not_depend_on_who_has_the_image(shards: Path, micro_trunk: Path) -> None:
+    config = make_config(shards, micro_trunk, "infonce", patch_drop=0.5)
+    model = make_model(config, torch.float32)
+    batch = whole_batch(config, model)
+    one, four = (prepare(cut(batch, World(), micros), LEXICON, model, config, 7, World()) for micros in (1, 4))
+    assert one.texts == four.texts and one.keys == four.keys
+    assert torch.equal(one.image_targets, four.image_targets)
+    keep = torch.cat([micro.keep for micro in four.micros if micro.keep is not None])
+    assert one.micros[0].keep is not None and torch.equal(one.micros[0].keep, keep)
+    other = prepare(cut(batch, World(), 1), LEXICON, model, config, 8, World())
+    assert other.micros[0].keep is not None and not torch.equal(keep, other.micros[0].keep)
+
+
+if __name__ == "__main__":
+    as_rank(*sys.argv[1:])

@@ -44,7 +44,12 @@ def open_dataset(
 
 
 def make_loader(
-    dataset: RegionDataset | StreamingDataset, batch_size: int, start: int = 0, rank: int = 0, world: int = 1
+    dataset: RegionDataset | StreamingDataset,
+    batch_size: int,
+    start: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    micros: int = 1,
 ) -> Loader:
     """A rank's batches without end, beginning with batch number `start`; the workers start at once.
 
@@ -52,9 +57,10 @@ def make_loader(
         batch_size: samples per batch of each rank.
         start: how many batches each rank has had before.
         rank, world: which of how many ranks.
+        micros: batches of each rank that make a step.
 
     Raises:
-        MedpclipError: too little data for a batch on each rank, or, streaming, uneven or too few shards.
+        MedpclipError: too little data for a step, or, streaming, uneven or too few shards.
     """
     workers = dataset.config.workers
     leaving = multiprocessing.get_context("fork").Event()
@@ -62,7 +68,7 @@ def make_loader(
     if isinstance(dataset, StreamingDataset):
         dataset.begin(batch_size, start, rank, world)
     else:
-        order = BatchOrder(dataset.plan, batch_size, start, rank, world)
+        order = BatchOrder(dataset.plan, batch_size, start, rank, world, micros)
     loader: DataLoader[Batch | MedpclipError] = DataLoader(
         _ErrorsAsValues(dataset) if isinstance(dataset, RegionDataset) else dataset,
         sampler=order,

@@ -67,28 +67,31 @@ class EpochPlan:
 class BatchOrder:
     """One rank's batches of items from batch number `start` on, without end.
 
-    A global batch is `world` * `batch_size` draws of the epoch's order; each rank has its part of every one, so all
-    ranks have the same number of batches. An epoch's last partial global batch is dropped.
+    A step is `micros` batches of each rank. An epoch's order is cut into steps, a step into its first batch on all ranks,
+    its second, and so on: which samples a step has doesn't depend on how many ranks and micro-batches share it. All ranks
+    have the same number of batches; an epoch's last partial step is dropped.
 
     Args:
         plan: of the epochs.
         batch_size: of each rank.
         start: number of the first batch.
         rank, world: whose batches, of how many.
+        micros: batches of each rank in a step.
 
     Raises:
-        MedpclipError: an epoch has fewer draws than a global batch.
+        MedpclipError: an epoch has fewer draws than a step.
     """
 
-    def __init__(self, plan: EpochPlan, batch_size: int, start: int = 0, rank: int = 0, world: int = 1) -> None:
-        if len(plan) < batch_size * world:
-            ranks = f" on each of {world} ranks" if world > 1 else ""
+    def __init__(
+        self, plan: EpochPlan, batch_size: int, start: int = 0, rank: int = 0, world: int = 1, micros: int = 1
+    ) -> None:
+        step = batch_size * world * micros
+        if len(plan) < step:
             raise MedpclipError(
-                f"key 'batch_size' is {batch_size}{ranks}, but an epoch has only {len(plan)} samples of the split; "
-                "lower it, use fewer ranks, or add data"
+                f"key 'batch_size' is {step}, but an epoch has only {len(plan)} samples of the split; lower it, or add data"
             )
         self.plan, self.batch_size, self.start, self.rank, self.world = plan, batch_size, start, rank, world
-        self.per_epoch = len(plan) // (batch_size * world)
+        self.per_epoch = len(plan) // step * micros
 
     def __iter__(self) -> Iterator[list[Item]]:
         number = self.start

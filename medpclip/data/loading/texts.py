@@ -1,15 +1,15 @@
 """Texts: what can be said of images and regions, in words, and of which of them it is true.
 
 A text states *facts* (term: red blood cell, modality: microscopy, place: upper left) and has a *wording*. Wordings are
-made at load time, from the lexicon and templates, so that they can change without rebuilding shards. A batch draws each
-text once, however many regions it fits, and `targets` says of every item and text whether the text is true, false or
-unknown of it. Our design.
+made at load time, from the lexicon and templates, so that they can change without rebuilding shards. A step has each text
+once, however many regions of however many ranks it fits, and `targets` says of every item and text whether the text is true,
+false or unknown of it. Our design.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from string import Formatter
 
@@ -25,12 +25,15 @@ __all__ = [
     "Facts",
     "Text",
     "TextSampling",
-    "draw_image_texts",
+    "draw_image_text",
     "draw_region_texts",
+    "known_of_regions",
     "targets",
 ]
 
 POSITIVE, NEGATIVE, IGNORED = 1, -1, 0
+
+Known = tuple[str, str, str]  # term, attribute, value
 
 _PLACES = {
     "upper": "in the upper part of the image",
@@ -54,7 +57,7 @@ _SPELLED_VOWEL = re.compile(r"(?!FLAIR|STIR|SARS)[AEFHILMNORSX](?:[A-Z0-9]|\b)")
 _CONSONANT = re.compile(r"(?:eu|uni|ure|uri|ute|uve|us)", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Text:
     """Attributes:
     facts: what it states, as sorted (fact, value) pairs.
@@ -104,17 +107,33 @@ class TextSampling:
                 raise ValueError(f"template {template!r} must have {{name}} and nothing else in braces")
 
 
-def draw_region_texts(
-    items: Sequence[Facts], lexicon: Lexicon, sampling: TextSampling, rng: np.random.Generator
-) -> list[Text]:
-    """The region texts of a global batch: one per term, some with an attribute more.
+def known_of_regions(items: Iterable[Facts]) -> set[Known]:
+    """All that the region texts of a batch depend on: which terms there are, and which attributes with each.
 
-    The draw depends on the *set* of facts only, not on their order, so ranks that share the list and the seed agree.
+    It is a set, and small, so ranks can share it, and draw the same texts whoever has which region.
     """
-    by_term: dict[str, list[Facts]] = {}
+    known: set[Known] = set()
     for facts in items:
-        by_term.setdefault(facts["term"][0], []).append(facts)
-    terms = sorted(by_term)
+        term = facts["term"][0]
+        known.add((term, "term", term))
+        known.update(
+            (term, name, values[0])
+            for name, values in facts.items()
+            if name in _STATED and (name, values[0]) not in _UNSAID
+        )
+    return known
+
+
+def draw_region_texts(
+    known: Iterable[Known], lexicon: Lexicon, sampling: TextSampling, rng: np.random.Generator
+) -> list[Text]:
+    """The region texts of a step, from what is known of all ranks' regions: one per term, some with an attribute more."""
+    attributes: dict[str, dict[str, set[str]]] = {}
+    for term, name, value in known:
+        stated = attributes.setdefault(term, {})
+        if name != "term":
+            stated.setdefault(name, set()).add(value)
+    terms = sorted(attributes)
     if len(terms) > sampling.budget:
         terms = sorted(rng.choice(terms, sampling.budget, replace=False).tolist())
     texts = [Text((("term", term),), _word_region(term, None, lexicon, sampling, rng)) for term in terms]
@@ -122,40 +141,32 @@ def draw_region_texts(
         if len(texts) >= sampling.budget:
             break
         if rng.random() < sampling.attributes:
-            fact = _draw_attribute(by_term[term], lexicon.side(term) is not None, rng)
+            fact = _draw_attribute(attributes[term], lexicon.side(term) is not None, rng)
             if fact is not None:
                 wording = _word_region(term, fact, lexicon, sampling, rng)
                 texts.append(Text(tuple(sorted([("term", term), fact])), wording))
     return list(dict.fromkeys(texts))
 
 
-def draw_image_texts(
-    items: Sequence[Facts], lexicon: Lexicon, sampling: TextSampling, rng: np.random.Generator
-) -> list[Text]:
-    """One text per image, equal ones merged: a caption, or a template over the modality, mostly with one fact more.
+def draw_image_text(facts: Facts, lexicon: Lexicon, sampling: TextSampling, rng: np.random.Generator) -> Text:
+    """A text of one image: a caption, or a template over the modality, mostly with one fact more.
 
     The fact more is a label, the anatomy, or a term that the image shows.
     """
-    texts = []
-    for facts in items:
-        if "caption" in facts and rng.random() < sampling.captions:
-            caption = facts["caption"][int(rng.integers(len(facts["caption"])))]
-            texts.append(Text((("caption", caption),), caption))
-            continue
-        modality = facts["modality"][0]
-        stated = {"modality": modality}
-        more = sorted(name for name, values in facts.items() if values and _says_more(name))
-        template = sampling.image_templates[int(rng.integers(len(sampling.image_templates)))]
-        wording = fill_template(template, _name(modality, lexicon, sampling, rng))
-        if more and rng.random() < 0.7:
-            name = more[int(rng.integers(len(more)))]
-            value = stated[name] = facts[name][int(rng.integers(len(facts[name])))]
-            word = _name(value, lexicon, sampling, rng)
-            wording += {"anatomy": f" of the {word}", "present": f" showing {_article(word)} {word}"}.get(
-                name, f", {word}"
-            )
-        texts.append(Text(tuple(sorted(stated.items())), wording))
-    return list(dict.fromkeys(texts))
+    if "caption" in facts and rng.random() < sampling.captions:
+        caption = facts["caption"][int(rng.integers(len(facts["caption"])))]
+        return Text((("caption", caption),), caption)
+    modality = facts["modality"][0]
+    stated = {"modality": modality}
+    more = sorted(name for name, values in facts.items() if values and _says_more(name))
+    template = sampling.image_templates[int(rng.integers(len(sampling.image_templates)))]
+    wording = fill_template(template, _name(modality, lexicon, sampling, rng))
+    if more and rng.random() < 0.7:
+        name = more[int(rng.integers(len(more)))]
+        value = stated[name] = facts[name][int(rng.integers(len(facts[name])))]
+        word = _name(value, lexicon, sampling, rng)
+        wording += {"anatomy": f" of the {word}", "present": f" showing {_article(word)} {word}"}.get(name, f", {word}")
+    return Text(tuple(sorted(stated.items())), wording)
 
 
 def targets(items: Sequence[Facts], texts: Sequence[Text], lexicon: Lexicon) -> np.ndarray:
@@ -260,18 +271,12 @@ def _presence(
     line[[column[term] for term in shown if term in column]] = POSITIVE
 
 
-def _draw_attribute(items: Sequence[Facts], sided: bool, rng: np.random.Generator) -> tuple[str, str] | None:
-    """One fact that holds for one of the items, each kind of fact with the same chance; None where there is none."""
-    known: dict[str, set[str]] = {}
-    for facts in items:
-        for name, values in facts.items():
-            if name in _STATED and (name, values[0]) not in _UNSAID:
-                known.setdefault(name, set()).add(values[0])
-    if sided:
-        known.pop("side", None)  # the term says it
-    if not known:
+def _draw_attribute(known: Mapping[str, set[str]], sided: bool, rng: np.random.Generator) -> tuple[str, str] | None:
+    """One attribute that some region of a term has, each kind of fact with the same chance; None where there is none."""
+    names = sorted(name for name in known if not (sided and name == "side"))  # such a term says its side itself
+    if not names:
         return None
-    name = sorted(known)[int(rng.integers(len(known)))]
+    name = names[int(rng.integers(len(names)))]
     return name, sorted(known[name])[int(rng.integers(len(known[name])))]
 
 

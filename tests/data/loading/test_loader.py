@@ -321,7 +321,7 @@ def test_a_shard_that_vanishes_is_no_traceback(tmp_path: Path) -> None:
 def test_no_shards_and_too_few_samples_are_errors_before_training(tiny: Path) -> None:
     with pytest.raises(MedpclipError, match=r"data\.shards"):
         RegionDataset(DataConfig([]), 64, 16, (0, 0, 0), 0)
-    with pytest.raises(MedpclipError, match="'batch_size' is 50 on each of 2 ranks, but an epoch has only 96"):
+    with pytest.raises(MedpclipError, match="'batch_size' is 100, but an epoch has only 96"):
         make_loader(dataset(tiny), 50, world=2)
 
 
