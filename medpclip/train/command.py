@@ -15,6 +15,7 @@ EPILOG = """examples:
   medpclip train launch/quickstart.yaml --print-config
   medpclip train launch/quickstart.yaml --resume
   torchrun --nproc_per_node=8 -m medpclip train launch/vit-b-16.yaml --resume
+  deepspeed --no_local_rank --module medpclip train launch/vit-b-16.yaml --resume
   medpclip train plot runs/quickstart/train
 
 Ranks are found in the environment, so the same command runs under torchrun, srun and the deepspeed launcher."""
