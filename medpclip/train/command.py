@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ def _run(args: argparse.Namespace) -> int:
 
     stopped = train(config, args.resume or args.resume_anyway, args.resume_anyway)
     if stopped is not None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)  # launchers end the other ranks when the first one is gone
         return 128 + stopped  # as a shell reports it: the run is not at its end
     if os.environ.get("RANK", "0") == "0":  # `train` has set it, whatever launched the ranks
         print(f"trained: {config.out}")

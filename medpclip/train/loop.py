@@ -71,12 +71,15 @@ def train(
     if device.type == "cuda" and world.size > 1:
         device = torch.device("cuda", world.local_rank)
         torch.cuda.set_device(device)
-    try:
-        attempt = world.from_first(new_attempt())
-        with _stop_signals() as stopped, supervised(config.supervision, config.out, world, attempt) as heartbeat:
-            return _Run(config, world, device, stopped, heartbeat).go(may_resume, allow_other_environment)
-    finally:
-        leave()
+    with _stop_signals() as stopped:  # until the ranks have left one another: launchers signal those that are last
+        try:
+            attempt = world.from_first(new_attempt())
+            with supervised(config.supervision, config.out, world, attempt) as heartbeat:
+                stop = _Run(config, world, device, stopped, heartbeat).go(may_resume, allow_other_environment)
+                world.barrier()
+            return stop
+        finally:
+            leave()
 
 
 class _Run:
