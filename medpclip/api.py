@@ -38,19 +38,20 @@ _IMAGES_PER_PASS, _PROMPTS_PER_PASS, _TEXTS_PER_PASS = 32, 64, 256
 _CACHED_LABEL_LISTS = 64
 
 
-def load(path_or_name: str | Path, device: str = "cpu") -> Model:
+def load(path_or_name: str | Path, device: str = "cpu", ema: bool = False) -> Model:
     """A model to ask.
 
     Args:
         path_or_name: a run's folder (its newest checkpoint), a checkpoint's folder, or the name of an open_clip
             architecture, which comes with random weights and a warning.
         device: "cpu", "auto" (a GPU where there is one), or a torch device such as "cuda:1".
+        ema: take the moving average of the weights, where the run has kept one.
 
     Raises:
         MedpclipError: nothing there, an unfinished checkpoint, weights of another model, no such device.
     """
     target = pick_device(device)
-    region_clip = load_model(path_or_name)
+    region_clip = load_model(path_or_name, ema)
     if not Path(path_or_name).exists():
         warnings.warn(f"{path_or_name} has random weights: its answers mean nothing before it is trained", stacklevel=2)
     return Model(region_clip.to(target))

@@ -18,7 +18,7 @@ def add_parser(verbs: Any) -> None:
         "eval",
         help="measure a model: image level, and regions by box, point and mask beside other ways to embed them",
         description="Measure a model on a task file. Writes result.json, predictions.jsonl and report.html.",
-        usage="medpclip eval TASK.yaml [KEY=VALUE ...] --model MODEL --out DIR [--data DIR ...] [--device DEVICE]",
+        usage="medpclip eval TASK.yaml [KEY=VALUE ...] --model MODEL --out DIR [--data DIR ...] [--ema] [--device DEVICE]",
     )
     parser.add_argument("task", type=Path, metavar="TASK.yaml", help="what to measure")
     parser.add_argument(
@@ -32,6 +32,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--data", nargs="+", action="extend", metavar="DIR", help="folders of shards, instead of the task's"
     )
+    parser.add_argument("--ema", action="store_true", help="measure the moving average of the weights")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; by default a GPU where there is one")
     parser.set_defaults(run=run)
 
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         task.data = args.data
     device = str(pick_device(args.device))
     corpus = read_corpus(task)
-    model, facts, checkpoint = _model(args.model, task, device)
+    model, facts, checkpoint = _model(args.model, task, device, args.ema)
     evaluation = run_task(model, task, corpus, device)
     result = build_result(task, facts, corpus, evaluation)
     seconds = round(time.perf_counter() - clock, 1)
@@ -100,22 +101,23 @@ def _make_folder(path: Path) -> None:
         ) from None
 
 
-def _model(name: str, task: Task, device: str) -> tuple[RegionCLIP, ModelFacts, Path | None]:
+def _model(name: str, task: Task, device: str, ema: bool) -> tuple[RegionCLIP, ModelFacts, Path | None]:
     """The model, what is said of it, and the checkpoint's folder, where it comes from one."""
     import torch
 
     from medpclip.evaluation.exposure import read_trained_on
     from medpclip.evaluation.result import ModelFacts, weights_sha256
-    from medpclip.models.load import META, find_checkpoint, load_model, read_meta
+    from medpclip.models.load import EMA, META, WEIGHTS, find_checkpoint, load_model, read_meta
 
     torch.manual_seed(task.seed)  # a bare architecture has random weights: the same ones every time
     # Found once: a training that still runs may write a newer checkpoint meanwhile.
     folder = find_checkpoint(Path(name)) if Path(name).exists() else None
-    model = load_model(folder or name)
+    model = load_model(folder or name, ema)
     meta = read_meta(folder) if folder is not None else {}
     trained_on = read_trained_on(meta, f"{folder}/{META}")
-    shown = name if folder is None else _shown(folder)
-    facts = ModelFacts(shown, weights_sha256(folder, model.state_dict()), meta.get("step"), trained_on)
+    shown = name if folder is None else _shown(folder) + " (moving average)" * ema
+    file = None if folder is None else folder / (EMA if ema else WEIGHTS)
+    facts = ModelFacts(shown, weights_sha256(file, model.state_dict()), meta.get("step"), trained_on)
     return model.to(device), facts, folder
 
 

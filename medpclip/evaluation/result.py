@@ -80,13 +80,12 @@ def answers(values: np.ndarray) -> np.ndarray:
     return np.where(asked, np.argmax(np.where(asked[:, None], values, 0), axis=1), -1)
 
 
-def weights_sha256(folder: Path | None, tensors: dict[str, Any]) -> str:
-    """SHA-256 of a checkpoint's weights file, or of the named tensors where there is no file."""
+def weights_sha256(file: Path | None, tensors: dict[str, Any]) -> str:
+    """SHA-256 of a file of weights, or of the named tensors where there is no file."""
     from medpclip.files import file_sha256
-    from medpclip.models.load import WEIGHTS
 
-    if folder is not None:
-        return file_sha256(folder / WEIGHTS)
+    if file is not None:
+        return file_sha256(file)
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

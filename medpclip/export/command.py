@@ -26,6 +26,7 @@ def add_parser(verbs: Any) -> None:
     )
     clip_vision.add_argument("model", metavar="MODEL", help="a run, a checkpoint folder, or an open_clip architecture")
     clip_vision.add_argument("--out", metavar="DIR", type=Path, required=True, help="the folder to write")
+    clip_vision.add_argument("--ema", action="store_true", help="the moving average of the weights")
     clip_vision.add_argument(
         "--images",
         metavar="PATH",
@@ -51,7 +52,7 @@ def run_clip_vision(args: argparse.Namespace) -> int:
     from medpclip.export.clip_vision import export_clip_vision
     from medpclip.models.load import load_model
 
-    model = load_model(args.model)
+    model = load_model(args.model, args.ema)
     name = model.config.name
     report = export_clip_vision(
         model.clip, model.preprocess, args.out, images=images, name=name, tolerance=args.tolerance

@@ -24,7 +24,7 @@ from medpclip.models.tokenizer import FOLDER as TOKENIZER
 from medpclip.models.tokenizer import make_tokenizer
 from medpclip.models.trunk import check_supported
 
-WEIGHTS, META = "model.safetensors", "meta.json"
+WEIGHTS, EMA, META = "model.safetensors", "ema.safetensors", "meta.json"
 CHECKPOINTS = "checkpoints"
 _ANOTHER = f"it is a checkpoint of another model than {META} says"
 # What open_clip stored that is no weight: buffers it makes itself, and the sizes in OpenAI's files.
@@ -46,14 +46,18 @@ def build_model(config: ModelConfig) -> RegionCLIP:
     return _build(config, find_pretrained(config.trunk, config.pretrained))
 
 
-def load_model(path_or_name: str | Path) -> RegionCLIP:
+def load_model(path_or_name: str | Path, ema: bool = False) -> RegionCLIP:
     """A model in eval mode from a run folder, a checkpoint folder, or an open_clip architecture's name (random weights).
 
     A checkpoint needs no other file: its architecture and its pixels' normalisation are in its meta.json, and beside it
     the tokenizer, if it isn't CLIP's own.
 
+    Args:
+        path_or_name: of what.
+        ema: take the weights' moving average, which runs with `ema_decay` keep beside them.
+
     Raises:
-        MedpclipError: nothing there, an unfinished checkpoint, weights of another model.
+        MedpclipError: nothing there, an unfinished checkpoint, weights of another model, no moving average.
     """
     path = Path(path_or_name)
     if not path.exists():
@@ -63,7 +67,7 @@ def load_model(path_or_name: str | Path) -> RegionCLIP:
     folder = find_checkpoint(path)
     meta = read_meta(folder)
     model = _build(_model_config(meta, folder), _untrained(meta, folder))
-    load_weights(model, folder)
+    load_weights(model, folder, ema)
     return model.eval()
 
 
@@ -97,13 +101,16 @@ def read_meta(folder: Path) -> dict[str, Any]:
     return meta
 
 
-def load_weights(model: RegionCLIP, folder: Path) -> None:
-    """Load a checkpoint's weights, all of them or none.
+def load_weights(model: RegionCLIP, folder: Path, ema: bool = False) -> None:
+    """Load a checkpoint's weights or their moving average, all of them or none.
 
     Raises:
-        MedpclipError: unreadable, or of another model.
+        MedpclipError: unreadable, not there, or of another model.
     """
-    assign(model, read_tensors(folder / WEIGHTS, "take another checkpoint"), str(folder / WEIGHTS), _ANOTHER)
+    path = folder / (EMA if ema else WEIGHTS)
+    if ema and not path.is_file():
+        raise MedpclipError(f"{path}: no moving average; train with ema_decay, or take the weights themselves")
+    assign(model, read_tensors(path, "take another checkpoint"), str(path), _ANOTHER)
 
 
 def _continued(config: ModelConfig, folder: Path) -> RegionCLIP:

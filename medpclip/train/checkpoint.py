@@ -38,12 +38,12 @@ from medpclip.data.shards import MANIFEST, ShardFolder, read_manifest
 from medpclip.distributed import World
 from medpclip.errors import MedpclipError
 from medpclip.files import dump_json, file_sha256, flush_to_disk, write_atomically
-from medpclip.models.load import CHECKPOINTS, META, WEIGHTS, read_meta
+from medpclip.models.load import CHECKPOINTS, EMA, META, WEIGHTS, read_meta
 from medpclip.models.tokenizer import Tokenizer, save_tokenizer
 from medpclip.train.config import CheckpointConfig, TrainConfig
 from medpclip.train.engines import Engine
 
-EMA, STATE = "ema.safetensors", "engine/optimizer.safetensors"
+STATE = "engine/optimizer.safetensors"
 
 # What may differ between a run and its continuation: none of it changes what is computed, beyond rounding.
 _FREE = ("out", "device", "checkpoint", "tracking", "supervision", "evaluation", "engine", "micro_batch_size")

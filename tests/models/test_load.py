@@ -120,3 +120,21 @@ def test_pretrained_files_are_loaded(trunk: Path, tmp_path: Path) -> None:
 def test_weights_of_another_activation_are_refused() -> None:
     with pytest.raises(MedpclipError, match="its activation isn't that of ViT-B-32"):
         build_model(ModelConfig("ViT-B-32", "openai"))
+
+
+def test_a_moving_average_is_asked_for_by_name(micro_trunk: Path, tmp_path: Path) -> None:
+    """A checkpoint with one, made by a run; and a run without."""
+    from medpclip.data.loading.loader import DataConfig
+    from medpclip.data.phantom import write_phantoms
+    from medpclip.train.config import TrainConfig
+    from medpclip.train.loop import train
+
+    write_phantoms(tmp_path / "shards", images=8, seed=1, workers=1)
+    model = ModelConfig(str(micro_trunk), fusion=FusionConfig(prompt_dim=16))
+    for name, decay in (("with", 0.5), ("without", None)):
+        data = DataConfig([tmp_path / "shards"], workers=0)
+        train(TrainConfig(tmp_path / name, data, model, steps=2, batch_size=4, ema_decay=decay, device="cpu"))
+    weights, average = (load_model(tmp_path / "with", ema=ema).state_dict() for ema in (False, True))
+    assert not torch.equal(weights["clip.visual.proj"], average["clip.visual.proj"])
+    with pytest.raises(MedpclipError, match=r"ema\.safetensors: no moving average; train with ema_decay"):
+        load_model(tmp_path / "without", ema=True)
