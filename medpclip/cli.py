@@ -9,9 +9,19 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from medpclip import __version__
 from medpclip.errors import MedpclipError
+
+
+class _Parser(argparse.ArgumentParser):
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As ever, and "train plot", a verb of two words beside one that takes a file."""
+        words = list(sys.argv[1:] if args is None else args)
+        if words[:2] == ["train", "plot"]:
+            words[:2] = ["train plot"]
+        return super().parse_args(words, namespace)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -21,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     import medpclip.export.command as export
     import medpclip.train.command as train
 
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="medpclip", description="Region-aware medical CLIP: build shards, pretrain, evaluate, export."
     )
     parser.add_argument("--version", action="version", version=f"medpclip {__version__}")
@@ -33,10 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. Errors that the user can mend are one line on stderr and status 2."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words[:2] == ["train", "plot"]:  # a verb of two words beside one that takes a file
-        words[:2] = ["train plot"]
-    args = build_parser().parse_args(words)
+    args = build_parser().parse_args(argv)
     # Before torch loads OpenMP: threads that spin while they wait slow a shared machine down by a factor, and win nothing.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:

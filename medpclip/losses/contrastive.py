@@ -83,7 +83,7 @@ def info_nce(
     positive, rescaled from texts to items so that both directions weigh the same however many texts there are.
 
     All texts are gathered on all ranks, once for both sides. Items stay where they are: of the direction from text to item,
-    ranks exchange three numbers per text.
+    ranks exchange four numbers per text.
 
     Args:
         own: (m, D) this rank's texts, L2-normalised, as `shares.of(world.rank)` lists them.

@@ -138,7 +138,7 @@ def resume(
     if meta.get("data") != data_hashes(config):
         raise MedpclipError(f"{folder / META}: key 'data': the shards are not those the run began with; restore them")
     if not allow_other_environment:
-        check_state(meta.get("loader", {}), config.data, world.size)
+        check_state(meta.get("loader", {}), config.data, world.size, config.micro_batch_size)
         _check_environment(meta, engine, folder)
         _check_partition(meta, engine, config, world, folder)
     average = _read(folder / EMA) if config.ema_decay is not None else None
@@ -159,7 +159,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 def _check_partition(meta: dict[str, Any], engine: Engine, config: TrainConfig, world: World, folder: Path) -> None:
     """A step's samples and texts don't depend on how ranks and micro-batches share it; dropout does."""
     then = (meta.get("world"), meta["config"].get("micro_batch_size"))
-    drops = any(isinstance(module, nn.Dropout) and module.p for module in engine.model.modules())
+    drops = any(isinstance(module, nn.Dropout) and module.p and module.training for module in engine.model.modules())
     if drops and then != (world.size, config.micro_batch_size):
         raise MedpclipError(
             f"{folder / META}: ran on {then[0]} ranks with micro_batch_size {then[1]}, now on {world.size} with "
@@ -196,7 +196,7 @@ def _meta(engine: Engine, config: TrainConfig, step: int, world: World) -> dict[
         "architecture": dict(model.architecture),
         "preprocess": {"mean": list(model.preprocess.mean), "std": list(model.preprocess.std)},
         "data": data_hashes(config),
-        "loader": loader_state(config.data, step, world.size),
+        "loader": loader_state(config.data, step, world.size, config.micro_batch_size),
         "world": world.size,
         "trained_on": trained_on(config),
         "device": _device_name(engine.device),

@@ -19,7 +19,8 @@ EPILOG = """examples:
   deepspeed --no_local_rank --module medpclip train launch/vit-b-16.yaml --resume
   medpclip train plot runs/quickstart/train
 
-Ranks are found in the environment, so the same command runs under torchrun, srun and the deepspeed launcher."""
+Ranks are found in the environment, so the same command runs under torchrun, srun and the deepspeed launcher (which
+needs --no_local_rank: it would add an option of its own)."""
 
 
 def add_parser(verbs: Any) -> None:

@@ -119,20 +119,25 @@ class Loader(Iterator[Batch]):
         return batch
 
 
-def loader_state(config: DataConfig, batches: int, world: int = 1) -> dict[str, Any]:
-    """What a checkpoint needs for going on with the very next sample, after so many batches of each rank."""
-    streams = {"workers": max(1, config.workers), "world": world} if config.reader == "streaming" else {}
-    return {"reader": config.reader, "batches": batches, **streams}
+def loader_state(config: DataConfig, steps: int, world: int = 1, micro_batch_size: int | None = None) -> dict[str, Any]:
+    """What a checkpoint needs for going on with the very next sample, after so many steps."""
+    state: dict[str, Any] = {"reader": config.reader, "steps": steps}
+    if config.reader == "streaming":  # dealt out to all these
+        state |= {"workers": max(1, config.workers), "world": world, "micro_batch_size": micro_batch_size}
+    return state
 
 
-def check_state(state: Mapping[str, Any], config: DataConfig, world: int = 1) -> None:
+def check_state(
+    state: Mapping[str, Any], config: DataConfig, world: int = 1, micro_batch_size: int | None = None
+) -> None:
     """Refuse a state that this configuration doesn't continue exactly: a stream is dealt out to ranks and workers.
 
     Raises:
         MedpclipError: naming what differs.
     """
-    now = loader_state(config, int(state.get("batches", 0)), world)
-    for key, label in (("reader", "data.reader"), ("workers", "data.workers"), ("world", "the number of ranks")):
+    now = loader_state(config, int(state.get("steps", 0)), world, micro_batch_size)
+    labels = {"reader": "data.reader", "workers": "data.workers", "world": "the number of ranks"}
+    for key, label in (labels | {"micro_batch_size": "micro_batch_size"}).items():
         if state.get(key) != now.get(key):
             raise MedpclipError(
                 f"{label} was {state.get(key)}, is now {now.get(key)}, so samples would be repeated or left out; "
