@@ -107,6 +107,9 @@ format: $(INSTALLED) ## mend style and formatting
 
 bench: $(INSTALLED) ## the benchmarks; with DATA=DIR, one folder a source, also that of building shards
 	$(BIN)/python benchmarks/one_pass.py
+	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/ranks.py
 	$(BIN)/python benchmarks/loader.py speed
 	$(BIN)/python benchmarks/loader.py order
 	$(BIN)/python benchmarks/loader.py memory

@@ -259,7 +259,7 @@ def _keys_of(fault: ErrorDetails, data: Mapping[str, Any]) -> KeyPath:
     keys: list[str] = []
     here: Any = data
     for part in fault["loc"][1:]:  # the first is the position in the one-tuple
-        known = part in here if isinstance(here, Mapping) else isinstance(here, list) and isinstance(part, int)
+        known = part in here if isinstance(here, Mapping) else isinstance(here, list) and part in range(len(here))
         if known:
             here = here[part]
             keys.append(str(part))

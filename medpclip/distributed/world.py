@@ -85,7 +85,7 @@ class World:
         self.gather(None)
 
 
-def join(device: torch.device | str, timeout_seconds: float = 1800.0) -> World:
+def join(device: torch.device | str, timeout_seconds: float = 1800.0, arrival_seconds: float = 1800.0) -> World:
     """The world that the environment describes, its process group begun where there are several ranks.
 
     Under torchrun, the deepspeed launcher or anything else that sets RANK, WORLD_SIZE and MASTER_ADDR, these count; under
@@ -95,6 +95,7 @@ def join(device: torch.device | str, timeout_seconds: float = 1800.0) -> World:
     Args:
         device: ranks on GPUs talk by NCCL, and by gloo about what lies in CPU memory.
         timeout_seconds: for any one exchange.
+        arrival_seconds: for all ranks to be there.
 
     Raises:
         MedpclipError: the environment contradicts itself, or the ranks don't find one another.
@@ -107,9 +108,16 @@ def join(device: torch.device | str, timeout_seconds: float = 1800.0) -> World:
     os.environ.update(_rendezvous(os.environ), RANK=str(world.rank), WORLD_SIZE=str(world.size))
     os.environ.update(LOCAL_RANK=str(world.local_rank), LOCAL_WORLD_SIZE=str(world.local_size))
     gpu = torch.device(device).type == "cuda"
+    arrival = datetime.timedelta(seconds=arrival_seconds)
     try:
+        store, _, _ = next(dist.rendezvous("env://", world.rank, world.size, timeout=arrival))
+        # Exchanges may take long, since ranks wait for one that evaluates; arriving may not.
+        if store.add("medpclip/arrived", 1) == world.size:
+            store.set("medpclip/complete", "yes")
+        store.wait(["medpclip/complete"], arrival)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if gpu else "gloo",
+            store=store,
             rank=world.rank,
             world_size=world.size,
             timeout=datetime.timedelta(seconds=timeout_seconds),
@@ -118,10 +126,31 @@ def join(device: torch.device | str, timeout_seconds: float = 1800.0) -> World:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise MedpclipError(
-            f"rank {world.rank} of {world.size} can't reach the others at {where} ({reason}); "
-            "set MASTER_ADDR and a free MASTER_PORT"
+            f"rank {world.rank} of {world.size} didn't find all others at {where} within {arrival_seconds:g} s ({reason}); "
+            "see whether one of them has failed, or set MASTER_ADDR and a free MASTER_PORT"
         ) from None
     return world
+
+
+def own_device(device: torch.device, world: World) -> torch.device:
+    """The device of this rank, where `device` is any of a kind: of GPUs, the one with the rank's number on its node.
+
+    Raises:
+        MedpclipError: fewer GPUs than ranks.
+    """
+    if device.type != "cuda" or world.size == 1:
+        return device
+    count = torch.cuda.device_count()
+    if count == 1 and world.local_size > 1 and "CUDA_VISIBLE_DEVICES" in os.environ:
+        number = 0  # the launcher shows each rank its own only
+    elif world.local_rank < count:
+        number = world.local_rank
+    else:
+        raise MedpclipError(
+            f"rank {world.rank} is number {world.local_rank} on its node, which has {count} GPUs; start one rank per GPU"
+        )
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
 
 
 def leave() -> None:
@@ -139,12 +168,8 @@ def from_environment(environment: Mapping[str, str]) -> World:
     if "RANK" in environment or "WORLD_SIZE" in environment:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         needed = 2
-    elif (
-        int(environment.get("SLURM_NTASKS", "1") or 1) > 1
-        and "SLURM_PROCID" in environment
-        and "SLURM_STEP_ID" in environment
-    ):
-        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
+    elif environment.get("SLURM_STEP_NUM_TASKS", "1") != "1":  # the step's: a shell inside a job has the job's, too
+        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
         needed = 3
     else:
         return World()
@@ -173,14 +198,14 @@ def _rendezvous(environment: Mapping[str, str]) -> dict[str, str]:
         nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_NODELIST") or "127.0.0.1"
         out["MASTER_ADDR"] = first_node(nodes)
     if "MASTER_PORT" not in environment:
-        number = int(environment.get("SLURM_JOB_ID", "0")) * 31 + int(environment.get("SLURM_STEP_ID", "0") or 0)
+        # Steps of a job come one after the other, and keep away from the ports of the jobs numbered next.
+        number = int(environment.get("SLURM_JOB_ID", "0")) * 97 + int(environment.get("SLURM_STEP_ID", "0")) % 97
         out["MASTER_PORT"] = str(_PORTS[number % len(_PORTS)])
     return out
 
 
 def first_node(nodes: str) -> str:
-    """The first name of a Slurm node list: "gpu[03-05,9],cpu1" -> "gpu03"."""
-    match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,\[]*))?", nodes)
+    """The first name of a Slurm node list: "gpu[03-05,9],cpu1" -> "gpu03", "rack[1-2]n[3-4]" -> "rack1n3"."""
+    match = re.match(r"(?:[^,\[]+|\[[^\]]*\])+", nodes)
     assert match is not None, nodes
-    head, number, tail = match.groups()
-    return head + (number or "") + (tail or "")
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", match.group())

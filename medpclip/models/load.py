@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +27,7 @@ from medpclip.models.trunk import check_supported
 
 WEIGHTS, EMA, META = "model.safetensors", "ema.safetensors", "meta.json"
 CHECKPOINTS = "checkpoints"
+_STEP = re.compile(r"step-(\d{8,})")
 _ANOTHER = f"it is a checkpoint of another model than {META} says"
 # What open_clip stored that is no weight: buffers it makes itself, and the sizes in OpenAI's files.
 _NO_WEIGHTS = ("attn_mask", "position_ids", "input_resolution", "context_length", "vocab_size")
@@ -80,12 +82,18 @@ def find_checkpoint(path: Path) -> Path:
     """The checkpoint folder that `path` means: itself, or the newest complete one of a run."""
     if (path / META).is_file():
         return path
-    steps = sorted(p.parent for p in (path / CHECKPOINTS).glob(f"step-*/{META}"))
-    if not steps:
+    found = checkpoints(path)
+    if not found:
         raise MedpclipError(
             f"{path}: neither a checkpoint ({META}) nor a run with one under {CHECKPOINTS}/; train first"
         )
-    return steps[-1]
+    return found[-1]
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """A run's complete checkpoints by their steps. Folders with other names, as copies of one, aren't the run's."""
+    folders = ((_STEP.fullmatch(path.parent.name), path.parent) for path in (run / CHECKPOINTS).glob(f"*/{META}"))
+    return [folder for _, folder in sorted((int(match[1]), folder) for match, folder in folders if match)]
 
 
 def read_meta(folder: Path) -> dict[str, Any]:

@@ -31,28 +31,35 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import medpclip
-from medpclip.config import to_mapping
 from medpclip.data.loading.dataset import data_sources
 from medpclip.data.loading.loader import check_state, loader_state
 from medpclip.data.shards import MANIFEST, ShardFolder, read_manifest
 from medpclip.distributed import World
 from medpclip.errors import MedpclipError
 from medpclip.files import dump_json, file_sha256, flush_to_disk, write_atomically
-from medpclip.models.load import CHECKPOINTS, EMA, META, WEIGHTS, read_meta
+from medpclip.models.load import CHECKPOINTS, EMA, META, WEIGHTS, checkpoints, read_meta
 from medpclip.models.tokenizer import Tokenizer, save_tokenizer
-from medpclip.train.config import CheckpointConfig, TrainConfig
+from medpclip.train.config import CheckpointConfig, TrainConfig, public_config
 from medpclip.train.engines import Engine
 
 STATE = "engine/optimizer.safetensors"
 
 # What may differ between a run and its continuation: none of it changes what is computed, beyond rounding.
 _FREE = ("out", "device", "checkpoint", "tracking", "supervision", "evaluation", "engine", "micro_batch_size")
-# The same within `data`; the loader's own state says whether the number of workers matters.
-_FREE_DATA = ("workers", "max_unreadable", "urls")
+# The same within `data`; the loader's own state says whether the number of workers matters, and the manifests' hashes
+# say whether the shards are the same, wherever they lie now.
+_FREE_DATA = ("workers", "max_unreadable", "urls", "shards")
 
 
-def save_checkpoint(engine: Engine, config: TrainConfig, step: int, world: World) -> Path:
+def save_checkpoint(
+    engine: Engine, config: TrainConfig, step: int, world: World, notes: Mapping[str, Any] | None = None
+) -> Path:
     """Write the state after `step` steps, and remove checkpoints beyond `keep`. All ranks call it; rank 0 writes.
+
+    Args:
+        engine, config, world: of the run.
+        step: how many are done.
+        notes: more for meta.json, as JSON: what the loop needs when it goes on.
 
     Raises:
         MedpclipError: it can't be written, as on a full disk; earlier checkpoints are as they were.
@@ -64,7 +71,13 @@ def save_checkpoint(engine: Engine, config: TrainConfig, step: int, world: World
         assert weights is not None and state is not None
         files = {WEIGHTS: weights, STATE: state} | ({EMA: average} if average is not None else {})
         try:
-            _write(folder, files, engine.model.tokenizer, _meta(engine, config, step, world), config.checkpoint)
+            _write(
+                folder,
+                files,
+                engine.model.tokenizer,
+                _meta(engine, config, step, world) | dict(notes or {}),
+                config.checkpoint,
+            )
         except MedpclipError as problem:
             error = problem
     world.agree(error)
@@ -84,6 +97,7 @@ def _write(
         (temporary / "engine").mkdir(parents=True)
         for name, tensors in files.items():
             save_file(tensors, temporary / name)
+            (temporary / name).chmod(0o644)  # safetensors' own mode keeps colleagues out
         save_tokenizer(tokenizer, temporary)
         write_atomically(temporary / META, dump_json(meta))
         for path in (*temporary.rglob("*"), temporary):
@@ -104,7 +118,7 @@ def _write(
 def _expendable(folder: Path, config: CheckpointConfig) -> list[Path]:
     """Checkpoints that are neither among the newest nor to stay for ever."""
     every = config.keep_every_steps
-    old = sorted(folder.glob("step-*"))[: -config.keep]
+    old = checkpoints(folder.parent)[: -config.keep]
     return [path for path in old if every is None or int(path.name.removeprefix("step-")) % every]
 
 
@@ -126,7 +140,7 @@ def resume(
             another run.
     """
     meta = read_meta(folder)
-    then, now = _flat(meta["config"]), _flat(to_mapping(config))
+    then, now = _flat(meta["config"]), _flat(public_config(config))
     for key in sorted(then.keys() | now.keys()):
         names = key.split(".")
         free = names[0] in _FREE or (names[0] == "data" and names[1] in _FREE_DATA)
@@ -141,9 +155,15 @@ def resume(
         check_state(meta.get("loader", {}), config.data, world.size, config.micro_batch_size)
         _check_environment(meta, engine, folder)
         _check_partition(meta, engine, config, world, folder)
-    average = _read(folder / EMA) if config.ema_decay is not None else None
+    weights, average, state, problem = {}, None, {}, None
     try:
-        engine.load(_read(folder / WEIGHTS), average, _read(folder / STATE))
+        weights, state = _read(folder / WEIGHTS), _read(folder / STATE)
+        average = _read(folder / EMA) if config.ema_decay is not None else None
+    except MedpclipError as error:
+        problem = error
+    world.agree(problem)  # before the engine exchanges anything
+    try:
+        engine.load(weights, average, state)
     except MedpclipError as error:
         raise MedpclipError(f"{folder}: {error}") from None
     return int(meta["step"])
@@ -192,7 +212,7 @@ def _meta(engine: Engine, config: TrainConfig, step: int, world: World) -> dict[
     return {
         "step": step,
         "samples": step * config.batch_size,
-        "config": to_mapping(config),
+        "config": public_config(config),
         "architecture": dict(model.architecture),
         "preprocess": {"mean": list(model.preprocess.mean), "std": list(model.preprocess.std)},
         "data": data_hashes(config),

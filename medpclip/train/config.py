@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from medpclip.config import to_mapping
 from medpclip.data.loading.loader import DataConfig
 from medpclip.models.region_clip import ModelConfig
 
@@ -28,8 +30,11 @@ class LossConfig:
     anchor_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        if min(self.image_weight, self.region_weight, self.anchor_weight) < 0:
-            raise ValueError("expected weights of at least 0")
+        weights = (self.image_weight, self.region_weight, self.anchor_weight)
+        if not (all(0 <= weight < math.inf for weight in weights) and any(weights)):
+            raise ValueError(
+                "expected 'image_weight', 'region_weight' and 'anchor_weight' of at least 0, one of them more than 0"
+            )
 
 
 @dataclass
@@ -58,6 +63,19 @@ class OptimizerConfig:
     clip_grad: float | None = 1.0
 
     def __post_init__(self) -> None:
+        for key in ("lr", "fusion_lr_scale", "eps"):
+            if not 0 < getattr(self, key) < math.inf:
+                raise ValueError(f"'{key}' is {getattr(self, key)}, expected more than 0")
+        if self.clip_grad is not None and not self.clip_grad > 0:
+            raise ValueError(f"'clip_grad' is {self.clip_grad}, expected more than 0, or null for no clipping")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"'weight_decay' is {self.weight_decay}, expected at least 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"'betas' is {list(self.betas)}, expected two numbers of at least 0 and less than 1")
+        if self.warmup_steps < 0:
+            raise ValueError(f"'warmup_steps' is {self.warmup_steps}, expected at least 0")
+        if not 0 <= self.final_lr <= 1:
+            raise ValueError(f"'final_lr' is {self.final_lr}, expected 0 to 1: it is a share of 'lr'")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"'layer_decay' is {self.layer_decay}, expected more than 0 and at most 1")
 
@@ -106,6 +124,8 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         if self.every_steps < 1 or self.keep < 1 or (self.keep_every_steps or 1) < 1:
             raise ValueError("expected 'every_steps', 'keep' and 'keep_every_steps' of at least 1")
+        if self.every_minutes is not None and not self.every_minutes > 0:
+            raise ValueError(f"'every_minutes' is {self.every_minutes}, expected more than 0, or null")
 
 
 @dataclass
@@ -171,6 +191,8 @@ class TrackingConfig:
     def __post_init__(self) -> None:
         if self.every_steps < 1:
             raise ValueError(f"'every_steps' is {self.every_steps}, expected at least 1")
+        if self.peak_tflops is not None and not 0 < self.peak_tflops < math.inf:
+            raise ValueError(f"'peak_tflops' is {self.peak_tflops}, expected more than 0, or null")
 
 
 @dataclass
@@ -227,3 +249,19 @@ class TrainConfig:
             raise ValueError("'loss.anchor_weight' needs model.pretrained: random weights are nothing to hold on to")
         if (self.loss.kind == "sigmoid") != (self.model.logit_bias is not None):
             raise ValueError("'loss.kind' sigmoid needs model.logit_bias (as -10), and infonce needs it null")
+
+
+def public_config(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as plain data that may be shared: files and folders by their last names, no addresses."""
+    data = to_mapping(config)
+
+    def last(path: str | None) -> str | None:
+        return Path(path).name if path else path
+
+    data["out"] = last(data["out"])
+    data["data"]["shards"] = [last(path) for path in data["data"]["shards"]]
+    data["data"]["urls"] = sorted(data["data"]["urls"])
+    data["model"] |= {key: last(data["model"][key]) for key in ("trunk", "pretrained")}
+    data["engine"]["deepspeed_config"] = last(data["engine"]["deepspeed_config"])
+    data["evaluation"]["tasks"] = [last(path) for path in data["evaluation"]["tasks"]]
+    return data

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import signal
 import sys
@@ -15,30 +14,29 @@ from types import FrameType
 import torch
 from tqdm import tqdm
 
-from medpclip.config import dump_yaml, to_mapping
+from medpclip.config import dump_yaml
 from medpclip.data.lexicon import Lexicon
 from medpclip.data.loading.loader import Loader, make_loader, open_dataset
 from medpclip.distributed import World, join
-from medpclip.distributed.world import leave
+from medpclip.distributed.world import leave, own_device
 from medpclip.errors import MedpclipError
 from medpclip.files import write_atomically
 from medpclip.models import RegionCLIP
 from medpclip.models.device import pick_device
-from medpclip.models.load import CHECKPOINTS, META, build_model, find_checkpoint
+from medpclip.models.load import build_model, checkpoints, read_meta
 from medpclip.train.checkpoint import resume, save_checkpoint, trained_on
-from medpclip.train.config import TrainConfig
-from medpclip.train.engines import Engine
-from medpclip.train.engines.local import LocalEngine
+from medpclip.train.config import TrainConfig, public_config
 from medpclip.train.flops import count_flops
 from medpclip.train.metrics import KEYS, Interval, Row
 from medpclip.train.optimizer import freeze_parts, learning_rate
 from medpclip.train.patch_drop import kept_count
 from medpclip.train.peak import peak_flops
-from medpclip.train.step import Anchor, prepare, run_step
+from medpclip.train.start import check_alike, check_anchor, fingerprint, make_anchor, make_engine, partition
+from medpclip.train.step import prepare, run_step
 from medpclip.train.survival.failures import new_attempt
 from medpclip.train.survival.guard import supervised
 from medpclip.train.survival.heartbeat import Heartbeat, Stage
-from medpclip.train.tracking import Tracker
+from medpclip.train.tracking import LOG, Tracker, read_log
 
 _WEEK = 7 * 24 * 3600.0
 _STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -66,11 +64,10 @@ def train(
     """
     device = pick_device(config.device)
     # Ranks wait for the first one while it saves or evaluates.
-    limits = (config.supervision.save_seconds, config.supervision.evaluate_seconds, config.supervision.start_seconds)
-    world = join(device, max(_WEEK if limit is None else limit for limit in limits))
-    if device.type == "cuda" and world.size > 1:
-        device = torch.device("cuda", world.local_rank)
-        torch.cuda.set_device(device)
+    limits = (config.supervision.start_seconds, config.supervision.save_seconds, config.supervision.evaluate_seconds)
+    start, *others = (_WEEK if limit is None else limit for limit in limits)
+    world = join(device, max(start, *others), start)
+    device = own_device(device, world)
     with _stop_signals() as stopped:  # until the ranks have left one another: launchers signal those that are last
         try:
             attempt = world.from_first(new_attempt())
@@ -103,6 +100,8 @@ class _Run:
         checkpoint = self._checkpoint(may_resume)
         torch.manual_seed(config.seed)
         model = build_model(config.model)
+        self.initial = fingerprint(model)
+        check_alike(world, config, self.initial)
         dataset = open_dataset(
             config.data, model.preprocess.image_size, model.mask_grid, model.preprocess.fill, config.seed
         )
@@ -114,11 +113,13 @@ class _Run:
         self.flops = count_flops(model, kept, anchor=self.anchor is not None)
         self.engine = make_engine(model, config, world, self.device)
         self.peak = peak_flops(self.device, config.precision, config.tracking.peak_tflops).flops * world.size
-        step = 0
+        step, self.interval = 0, Interval(self.flops, self.peak)
         if checkpoint is not None:
+            check_anchor(checkpoint, config, self.initial)
             step = resume(self.engine, config, checkpoint, world, allow_other_environment)
+            self.interval.restore(read_meta(checkpoint)["interval"])
         self._begin_folder()
-        self.tracker = Tracker(config.out, config.tracking, to_mapping(config), step, world.is_first)
+        self.tracker = Tracker(config.out, config.tracking, public_config(config), step, world.is_first)
         try:
             loader = make_loader(dataset, self.micro, step * self.micros, world.rank, world.size, self.micros)
             return self._steps(loader, step)
@@ -128,8 +129,8 @@ class _Run:
     def _checkpoint(self, may_resume: bool) -> Path | None:
         """The checkpoint to go on from, as rank 0 sees it."""
         out, problem, found = self.config.out, None, None
-        if self.world.is_first and any((out / CHECKPOINTS).glob(f"step-*/{META}")):
-            found = str(find_checkpoint(out))
+        if self.world.is_first and checkpoints(out):
+            found = str(checkpoints(out)[-1])
             if not may_resume:
                 problem = MedpclipError(
                     f"{out}: holds a run already; add --resume to go on with it, or choose another 'out'"
@@ -166,9 +167,11 @@ class _Run:
 
     def _steps(self, loader: Loader, step: int) -> signal.Signals | None:
         config = self.config
-        saved_at = time.monotonic()
-        interval, skips = Interval(self.flops, self.peak), 0
+        saved_at, saved_step = time.monotonic(), step
+        skips = 0
         stop = self._asked_to_stop()
+        if step and not stop and self._evaluates_at(step) and not self._has_evaluated(step):
+            stop = self._evaluate(step)  # the run was cut off between the checkpoint and the evaluation
         with tqdm(
             total=config.steps, initial=step, unit="step", desc="train", dynamic_ncols=True,
             mininterval=_bar_interval(), disable=not self.world.is_first,
@@ -179,28 +182,37 @@ class _Run:
                 overdue = minutes >= (config.checkpoint.every_minutes or math.inf)
                 row, stop, overdue = self._step(loader, step, rate, overdue)
                 skips = self._count_skips(skips, row, step)
-                interval.rows.append(row)
+                self.interval.rows.append(row)
                 step += 1
                 bar.update()
                 at_end = step == config.steps
-                if step % config.tracking.every_steps == 0 or at_end or stop:
-                    values = interval.summary() | {"lr": rate}
-                    self.tracker.log(step, "train", values)
-                    hits = f"{values['region_hit_rate']:.0%}"
-                    bar.set_postfix(loss=f"{values['loss']:.3f}", hits=hits, refresh=False)
-                    interval = Interval(self.flops, self.peak)
+                if step % config.tracking.every_steps == 0 or at_end:
+                    self._log(step, rate, bar)
                 if step % config.checkpoint.every_steps == 0 or at_end or overdue or stop:
-                    self.heartbeat.stamp(Stage.SAVE, step)
-                    save_checkpoint(self.engine, config, step, self.world)
-                    saved_at = time.monotonic()
-                if self._evaluates_at(step) and not (stop and not at_end):
-                    self._evaluate(step)
-                    interval.started = time.monotonic()
-        if stop and step < config.steps:
-            if self.world.is_first:
-                tqdm.write(f"stopped by {stop.name} after step {step}; continue with --resume")
-            return stop
-        return None
+                    self._save(step)
+                    saved_at, saved_step = time.monotonic(), step
+                if self._evaluates_at(step) and (at_end or not stop):
+                    stop = self._evaluate(step)
+                    if stop and saved_step < step:
+                        self._save(step)
+        if not stop or (step == config.steps and (not self._evaluates_at(step) or self._has_evaluated(step))):
+            return None
+        if self.world.is_first:
+            tqdm.write(f"stopped by {stop.name} after step {step}; continue with --resume")
+        return stop
+
+    def _log(self, step: int, rate: float, bar: tqdm) -> None:
+        values = self.interval.summary() | {"lr": rate}
+        self.tracker.log(step, "train", values)
+        bar.set_postfix(loss=f"{values['loss']:.3f}", hits=f"{values['region_hit_rate']:.0%}", refresh=False)
+        self.interval = Interval(self.flops, self.peak)
+
+    def _save(self, step: int) -> None:
+        self.heartbeat.stamp(Stage.SAVE, step)
+        began = time.monotonic()
+        notes = {"interval": self.interval.state(), "initial": self.initial}
+        save_checkpoint(self.engine, self.config, step, self.world, notes)
+        self.interval.started += time.monotonic() - began
 
     def _step(self, loader: Loader, step: int, rate: float, overdue: bool) -> tuple[Row, signal.Signals | None, bool]:
         """One optimizer step: its row for the log, and whether the ranks agree to stop, or to save, after it."""
@@ -213,7 +225,9 @@ class _Run:
             tqdm.write(f"skipped: {fault}", file=sys.stderr)
         self.heartbeat.stamp(Stage.STEP, step + 1)
         inputs = prepare(batches, self.lexicon, self.engine.model, config, step, world)
-        losses = run_step(self.engine, inputs, config.loss, world, self.anchor)
+        losses = run_step(
+            self.engine, inputs, config.loss, world, self.anchor, lambda: self.heartbeat.stamp(Stage.STEP, step + 1)
+        )
         result = self.engine.step(rate, skip=not math.isfinite(losses.loss))
         own = {
             "regions": sum(len(micro.regions) for micro in inputs.micros),
@@ -222,7 +236,7 @@ class _Run:
             "truncated": inputs.truncated,
             "skipped": sum(sum(batch.skipped.values()) for batch in batches),
             "waited": waited / world.size,
-            "keys": inputs.keys,
+            "keys": inputs.keys % KEYS,  # sums over ranks then stay exact
         }
         asked = [float(number in self.stopped) for number in _STOPPING]
         sums = world.total([*own.values(), float(overdue and world.is_first), *asked])
@@ -245,7 +259,10 @@ class _Run:
         if row.stepped or searching:
             return 0
         what = "gradient" if math.isfinite(row.means["loss"]) else "loss"
-        advice = "lower optimizer.lr or use precision fp32, then --resume"
+        advice = (
+            f"begin a run of another name with model.pretrained {self.config.out}, which goes on from the last "
+            "checkpoint's weights, and a lower optimizer.lr or precision fp32"
+        )
         if self.config.supervision.nonfinite == "stop":
             raise MedpclipError(f"the {what} at step {step + 1} is not finite; {advice}")
         if skips + 1 >= self.config.supervision.max_skipped:
@@ -263,56 +280,43 @@ class _Run:
         at_step = step == self.config.steps or (every is not None and step % every == 0)
         return bool(self.config.evaluation.tasks) and at_step
 
-    def _evaluate(self, step: int) -> None:
-        """Measure the moving average where there is one, else the weights; the other ranks wait."""
+    def _has_evaluated(self, step: int) -> bool:
+        """Whether the log says so; rank 0 reads it."""
+        log = self.config.out / LOG
+        found = self.world.is_first and log.is_file()
+        done = found and any(row["kind"] == "eval" and row["step"] == step for row in read_log(log))
+        return bool(self.world.from_first(done))
+
+    def _evaluate(self, step: int) -> signal.Signals | None:
+        """Measure the moving average where there is one, else the weights; the other ranks wait.
+
+        A signal to rank 0 breaks it off; a run that goes on from here does it again.
+        """
         self.heartbeat.stamp(Stage.EVALUATE, step)
-        average = self.engine.average()
-        weights = average if average is not None else self.engine.weights()
+        began = time.monotonic()
+        weights = self.engine.weights() if self.config.ema_decay is None else self.engine.average()
         problem = None
         if self.evaluator is not None:
             assert weights is not None
+
+            def alive() -> None:
+                if self.stopped:
+                    raise _StoppedError
+                self.heartbeat.stamp(Stage.EVALUATE, step)
+
             try:
-                figures = self.evaluator.evaluate(weights, step, lambda: self.heartbeat.stamp(Stage.EVALUATE, step))
-                self.tracker.log(step, "eval", figures)
+                self.tracker.log(step, "eval", self.evaluator.evaluate(weights, step, alive))
+            except _StoppedError:
+                pass
             except MedpclipError as error:
                 problem = error
         self.world.agree(problem)
+        self.interval.started += time.monotonic() - began
+        return self._asked_to_stop()
 
 
-def partition(config: TrainConfig, world: World) -> tuple[int, int]:
-    """(micro_batch_size, micro-batches of each rank in a step).
-
-    Raises:
-        MedpclipError: the step's images can't be shared out evenly.
-    """
-    micro = config.micro_batch_size or config.batch_size // world.size
-    micros = config.batch_size // (micro * world.size) if micro else 0
-    if not micros or micros * micro * world.size != config.batch_size:
-        raise MedpclipError(
-            f"key 'batch_size' is {config.batch_size}, which {world.size} rank{'s' * (world.size > 1)} can't share in "
-            f"micro-batches of {config.micro_batch_size or 'equal size'}; make it a multiple of "
-            f"{(config.micro_batch_size or 1) * world.size}"
-        )
-    return micro, micros
-
-
-def make_engine(model: RegionCLIP, config: TrainConfig, world: World, device: torch.device) -> Engine:
-    """The engine that `config` asks for."""
-    if config.engine.kind == "deepspeed":
-        from medpclip.train.engines.deepspeed import DeepSpeedEngine
-
-        return DeepSpeedEngine(model, config, world, device)
-    return LocalEngine(model, config, world, device)
-
-
-def make_anchor(model: RegionCLIP, device: torch.device) -> Anchor:
-    """What a copy of the model as it is now says of whole images."""
-    initial = copy.deepcopy(model.clip.visual).requires_grad_(False).eval().to(device)
-
-    def embed(pixels: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.normalize(initial(pixels), dim=-1)
-
-    return embed
+class _StoppedError(Exception):
+    """A signal came during an evaluation."""
 
 
 def _bar_interval() -> float:
@@ -330,6 +334,8 @@ def _stop_signals() -> Iterator[list[signal.Signals]]:
     caught: list[signal.Signals] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and signal.SIGINT in caught:  # somebody doesn't want to wait for the step's end
+            raise KeyboardInterrupt
         caught.append(signal.Signals(number))
 
     before = {number: signal.signal(number, handle) for number in _STOPPING}

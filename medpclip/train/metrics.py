@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from medpclip.train.flops import Flops
 
@@ -41,11 +44,13 @@ class Row:
 
 @dataclass
 class Interval:
-    """The steps since the last line of the log.
+    """The steps since the last line of the log. It is part of a checkpoint, so that a run's cuts don't show in its log.
 
     Attributes:
         flops: of the model, for utilisation.
         peak: FLOP/s of all devices together.
+        rows: one for each step.
+        started: when; what isn't training is left out by moving it.
     """
 
     flops: Flops
@@ -58,7 +63,9 @@ class Interval:
         seconds = time.monotonic() - self.started
         rows = self.rows
         images, regions, texts = (sum(getattr(row, name) for row in rows) for name in ("images", "regions", "texts"))
-        means = {name: sum(row.means[name] for row in rows) / len(rows) for name in rows[0].means}
+        # Of steps that were skipped the loss or the norm isn't finite, and would hide the others'.
+        finite = {name: [row.means[name] for row in rows if math.isfinite(row.means[name])] for name in rows[0].means}
+        means = {name: sum(values) / len(values) if values else math.nan for name, values in finite.items()}
         return means | {
             "texts": texts / len(rows),
             "region_hit_rate": sum(row.region_hits for row in rows) / max(1, regions),
@@ -72,3 +79,17 @@ class Interval:
             "skipped_steps": sum(not row.stepped for row in rows),
             "keys": sum(row.keys for row in rows) % KEYS,
         }
+
+    def state(self) -> dict[str, Any]:
+        """As JSON, for a checkpoint; null stands for what isn't finite."""
+        rows = [asdict(row) for row in self.rows]
+        for row in rows:
+            row["means"] = {name: value if math.isfinite(value) else None for name, value in row["means"].items()}
+        return {"seconds": time.monotonic() - self.started, "rows": rows}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.started = time.monotonic() - state["seconds"]
+        for row in state["rows"]:
+            means = {name: math.nan if value is None else value for name, value in row["means"].items()}
+            self.rows.append(Row(**(row | {"means": means})))

@@ -193,14 +193,23 @@ def _number(key: str) -> int:
 
 
 def run_step(
-    engine: Engine, inputs: StepInputs, config: LossConfig, world: World, anchor: Anchor | None = None
+    engine: Engine,
+    inputs: StepInputs,
+    config: LossConfig,
+    world: World,
+    anchor: Anchor | None = None,
+    alive: Callable[[], None] = lambda: None,
 ) -> StepLosses:
-    """Leave the step's gradients with the engine, which averages them over ranks; `Engine.step` is next."""
+    """Leave the step's gradients with the engine, which averages them over ranks; `Engine.step` is next.
+
+    `alive` is called before every pass through the model, which may be many.
+    """
     preprocess = engine.model.preprocess
     single = len(inputs.micros) == 1
     outputs: list[Outputs] = []
     anchors: list[Tensor] = []
     for micro, seed in zip(inputs.micros, inputs.seed, strict=True):
+        alive()
         with torch.set_grad_enabled(single):
             outputs.append(_forward(engine, preprocess, micro, seed))
         if anchor is not None:
@@ -211,6 +220,7 @@ def run_step(
     by_image, anchor_loss = _with_anchor(contrast.sides[0].items, kept.image, anchors, config.anchor_weight, world)
     gradients = _Gradients(by_image, contrast.sides[1].items, contrast.texts, contrast)
     for number, (micro, seed) in enumerate(zip(inputs.micros, inputs.seed, strict=True)):
+        alive()
         out = outputs[number] if single else _forward(engine, preprocess, micro, seed)
         last = number + 1 == len(inputs.micros)
         # World times: engines average over ranks, and the loss is already divided by the number of all items.

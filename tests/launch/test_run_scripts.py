@@ -17,7 +17,12 @@ STAND_INS = {
     "scontrol": 'echo "scontrol $*" >> calls.txt',
     "apptainer": 'while [[ $1 != *.sif ]]; do shift; done; shift; exec "$@"',
     "medpclip": """
-if [[ $* == *--print-config* ]]; then echo "out: '$OUT'"; exit "${CONFIG_STATUS:-0}"; fi
+if [[ $* == *--print-config* ]]; then
+    touch configuring
+    sleep "$CONFIG_SECONDS"
+    echo "out: '$OUT'"
+    exit "${CONFIG_STATUS:-0}"
+fi
 echo "medpclip $*" >> calls.txt
 trap 'exit "$STOPPED"' USR1
 trap 'echo killed >> calls.txt; exit 143' TERM
@@ -43,6 +48,7 @@ def work(tmp_path: Path) -> Path:
 def start(work: Path, script: str, *words: str, **environment: str) -> subprocess.Popen[str]:
     job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_ON_NODE": "8"}
     run = {"OUT": "a run", "STATUS": "0", "STATE": "RUNNING", "SAVES": "", "TENTHS": "0", "STOPPED": "138"}
+    run |= {"CONFIG_SECONDS": "0"}
     given = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "OMP_", "MEDPCLIP_"))}
     given |= {"PATH": f"{work / 'bin'}:{os.environ['PATH']}"} | job | run | environment
     return subprocess.Popen(["bash", LAUNCH / script, *words], cwd=work, env=given, stderr=subprocess.PIPE, text=True)
@@ -112,6 +118,23 @@ def test_signals_to_the_script_reach_the_ranks_as_usr1(work: Path, number: signa
     process.communicate(timeout=20)
     calls = (work / "calls.txt").read_text().splitlines()
     assert process.returncode == 0 and calls[-1] == "scontrol requeue 7" and "killed" not in calls
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(("state", "expected"), [("RUNNING", 1), ("COMPLETING", 138)])
+def test_a_signal_before_there_are_ranks_starts_none(
+    work: Path, number: signal.Signals, state: str, expected: int
+) -> None:
+    process = start(work, "pretrain.sbatch", "c.yaml", STATE=state, CONFIG_SECONDS="1")
+    until = time.monotonic() + 20
+    while not (work / "configuring").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(number)
+    stderr = process.communicate(timeout=20)[1]
+    calls = (work / "calls.txt").read_text().splitlines()
+    assert process.returncode == expected, stderr
+    assert ("no checkpoint since the job began: not requeued" in stderr) == (state == "RUNNING")
+    assert len(calls) == 1 and calls[0].endswith("--print-config")
 
 
 def test_environments(work: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import start_ranks
+from ranks import free_port, rank_environment, start_ranks
 from safetensors.torch import load_file
 
 from medpclip.config import dump_yaml
@@ -23,6 +23,7 @@ from medpclip.models.load import find_checkpoint, load_model
 from medpclip.train import loop
 from medpclip.train.config import (
     CheckpointConfig,
+    EngineConfig,
     EvaluationConfig,
     LossConfig,
     OptimizerConfig,
@@ -120,7 +121,8 @@ def test_micro_batches_change_nothing_but_rounding(config: TrainConfig) -> None:
 def test_what_is_saved_is_what_is_loaded(config: TrainConfig) -> None:
     loop.train(config)
     model = load_model(config.out)
-    assert not model.training and model.config == config.model
+    assert not model.training and model.config.fusion == config.model.fusion
+    assert model.config.trunk == Path(str(config.model.trunk)).name  # of paths, checkpoints have the last name
     assert all(torch.equal(tensor, weights(config.out)[name]) for name, tensor in model.state_dict().items())
     # The trunk's weights are a plain open_clip checkpoint's, and give its embedding to the bit.
     import open_clip
@@ -242,6 +244,124 @@ def test_tasks_are_evaluated_at_intervals_and_disturb_nothing(config: TrainConfi
     config.evaluation.tasks, config.out = [tmp_path / "none.yaml"], config.out.with_name("none")
     with pytest.raises(MedpclipError, match="none.yaml"):
         loop.train(config)
+
+
+def test_cuts_do_not_show_in_a_log_of_every_fourth_step(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a kill after a checkpoint between two lines, nor a stop between them."""
+    config.tracking.every_steps, config.checkpoint.every_steps, config.steps = 4, 3, 9
+    loop.train(config)
+    uncut = lines(config.out)
+    assert [row["step"] for row in uncut] == [4, 8, 9]
+    real = loop.prepare
+
+    def disturbed(step: int, stop: bool) -> Any:
+        def prepare(*args: Any) -> Any:
+            if args[4] == step and not stop:
+                raise RuntimeError("power cut")
+            if args[4] == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return real(*args)
+
+        return prepare
+
+    config.out = config.out.with_name("cut")
+    monkeypatch.setattr(loop, "prepare", disturbed(4, stop=False))
+    with pytest.raises(RuntimeError):
+        loop.train(config)
+    monkeypatch.setattr(loop, "prepare", disturbed(5, stop=True))
+    assert loop.train(config, may_resume=True) == signal.SIGTERM
+    assert [row["step"] for row in lines(config.out)] == [4]  # a stop after step 6 gets no line of its own
+    monkeypatch.setattr(loop, "prepare", real)
+    loop.train(config, may_resume=True)
+    assert lines(config.out) == uncut
+
+
+def test_an_evaluation_that_was_cut_off_is_made_up_for(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("sklearn")
+    task = tmp_path / "task.yaml"
+    task.write_text(
+        f"name: quick\ndata: [{config.data.shards[0]}]\nsplit: train\n"
+        "image: [{label: modality, templates: ['a {name} image']}]\nbootstrap: {draws: 10}\n"
+    )
+    config.evaluation = EvaluationConfig([task], every_steps=3)
+    from medpclip.train.evaluate import Evaluator
+
+    real = Evaluator.evaluate
+
+    def signalled(self: Evaluator, weights: Any, step: int, alive: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return real(self, weights, step, alive)
+
+    monkeypatch.setattr(Evaluator, "evaluate", signalled)
+    assert loop.train(config) == signal.SIGUSR1  # in the evaluation after step 3
+    assert [(row["step"], row["kind"]) for row in lines(config.out)][-1] == (3, "train")
+    monkeypatch.setattr(Evaluator, "evaluate", real)
+    assert loop.train(config, may_resume=True) is None
+    assert [row["step"] for row in lines(config.out) if row["kind"] == "eval"] == [3, 6]
+
+
+def test_ranks_that_began_differently_are_told(config: TrainConfig, tmp_path: Path) -> None:
+    path, other = tmp_path / "config.yaml", tmp_path / "other.yaml"
+    path.write_text(dump_yaml(config))
+    config.optimizer.lr = 1e-2
+    other.write_text(dump_yaml(config))
+    port = free_port()
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "medpclip", "train", str(given)],
+            env=rank_environment(rank, 2, port), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank, given in enumerate((path, other))
+    ]  # fmt: skip
+    outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [2, 2], outputs
+    assert all("rank 1 has another configuration than rank 0" in output for output in outputs), outputs
+
+
+def test_sharded_ranks_evaluate_their_moving_average(config: TrainConfig, tmp_path: Path) -> None:
+    """Gathering it is a collective: no rank may leave it out."""
+    pytest.importorskip("sklearn")
+    pytest.importorskip("deepspeed")
+    task = tmp_path / "task.yaml"
+    task.write_text(
+        f"name: quick\ndata: [{config.data.shards[0]}]\nsplit: train\n"
+        "image: [{label: modality, templates: ['a {name} image']}]\nbootstrap: {draws: 10}\n"
+    )
+    config.evaluation, config.ema_decay, config.steps = EvaluationConfig([task]), 0.9, 2
+    config.engine, config.supervision.evaluate_seconds = EngineConfig("deepspeed", zero=1), 60.0
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_yaml(config))
+    ranks = start_ranks([sys.executable, "-m", "medpclip", "train", str(path)], 2)
+    outputs = [rank.communicate(timeout=200)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], outputs
+    assert [row["kind"] for row in lines(config.out)] == ["train", "train", "eval"]
+
+
+def test_copies_of_checkpoints_are_left_alone(config: TrainConfig) -> None:
+    import shutil
+
+    config.checkpoint = CheckpointConfig(every_steps=1, keep=1, keep_every_steps=4)
+    config.steps = 3
+    loop.train(config)
+    folder = config.out / "checkpoints"
+    shutil.copytree(folder / "step-00000003", folder / "step-00000003-good")
+    config.out, config.steps = config.out, 3
+    assert find_checkpoint(config.out).name == "step-00000003"
+    assert loop.train(config, may_resume=True) is None
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000003", "step-00000003-good"]
+
+
+def test_the_same_shards_elsewhere_are_the_same_run(config: TrainConfig, shards: Path, tmp_path: Path) -> None:
+    config.steps = 3
+    loop.train(config)
+    (tmp_path / "moved").symlink_to(shards)
+    config.data.shards = [tmp_path / "moved"]
+    assert loop.train(config, may_resume=True) is None
+    text = (find_checkpoint(config.out) / "meta.json").read_text()
+    assert str(tmp_path) not in text and str(shards.parent) not in text
+    assert (find_checkpoint(config.out) / "model.safetensors").stat().st_mode & 0o777 == 0o644
 
 
 def test_two_ranks_do_what_one_does_and_go_on_as_one(config: TrainConfig, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import math
 import os
@@ -42,7 +43,8 @@ class DeepSpeedEngine:
         device: this rank's.
 
     Raises:
-        MedpclipError: the precision can't be had here, or DeepSpeed refuses `engine.deepspeed_config`.
+        MedpclipError: DeepSpeed isn't installed, the precision can't be had here, or DeepSpeed refuses
+            `engine.deepspeed_config`.
     """
 
     def __init__(self, model: RegionCLIP, config: TrainConfig, world: World, device: torch.device) -> None:
@@ -262,6 +264,7 @@ class _InPrecision(nn.Module):
 
 def _initialize(module: nn.Module, engine: DeepSpeedEngine) -> Any:
     """DeepSpeed's own engine around a module."""
+    _check_installed()
     # These are how DeepSpeed is told; it reads them when it is first imported, and when it starts.
     os.environ["DS_ACCELERATOR"] = engine.device.type
     os.environ.setdefault("LOCAL_RANK", str(engine.world.local_rank))
@@ -287,6 +290,13 @@ def _initialize(module: nn.Module, engine: DeepSpeedEngine) -> Any:
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise MedpclipError(f"DeepSpeed refuses the settings ({reason}); correct engine.deepspeed_config") from error
+
+
+def _check_installed() -> None:
+    if importlib.util.find_spec("deepspeed") is None:
+        raise MedpclipError(
+            "key 'engine.kind' is deepspeed, which isn't installed; pip install 'medpclip[train]', or take local"
+        )
 
 
 @contextlib.contextmanager

@@ -16,9 +16,10 @@ from medpclip.errors import MedpclipError
 from medpclip.models import Prompts, RegionCLIP
 from medpclip.train.config import TrainConfig
 from medpclip.train.engines.base import MAX_LOGIT_SCALE, Forward, Outputs, StepResult
+from medpclip.train.engines.masters import MOMENTS
 from medpclip.train.optimizer import make_optimizer, set_learning_rate
 
-_BUCKET = 1 << 24  # elements that ranks exchange at once
+_LARGE = 1 << 17  # elements of a gradient that is exchanged by itself; an exchange costs what copying so many does
 
 
 class LocalEngine:
@@ -41,11 +42,20 @@ class LocalEngine:
         if config.engine.compile:
             self.module.compile()
         self.parameters = dict(model.named_parameters())
+        self._prepare_state()
         self.dtype = next(model.parameters()).dtype
         self.decay = config.ema_decay
         self.averages = (
             {n: t.detach().clone() for n, t in model.state_dict().items()} if self.decay is not None else None
         )
+
+    def _prepare_state(self) -> None:
+        """As AdamW makes it at a parameter's first gradient: what never has one is in checkpoints too, and not missed."""
+        for parameter in self.parameters.values():
+            if parameter.requires_grad:
+                steps = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                moments = {key: torch.zeros_like(parameter) for key in MOMENTS}
+                self.optimizer.state[parameter] = {"step": steps} | moments
 
     def forward(self, pixels: Tensor, text: Tensor, keep: Tensor | None, prompts: Prompts) -> Outputs:
         wide = torch.promote_types(self.dtype, torch.float32)
@@ -65,17 +75,20 @@ class LocalEngine:
             self._average_gradients()
 
     def _average_gradients(self) -> None:
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]  # the same ones on all ranks
-        bucket: list[Tensor] = []
-        size = 0
-        for place, gradient in enumerate(gradients):
-            bucket.append(gradient)
-            size += gradient.numel()
-            if size >= _BUCKET or place + 1 == len(gradients):
-                flat = total(torch.cat([g.flatten() for g in bucket]), self.world).div_(self.world.size)
-                for own, mean in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
-                    own.copy_(mean.view_as(own))
-                bucket, size = [], 0
+        """Large gradients one by one where they are, small ones together."""
+        small: list[Tensor] = []
+        for parameter in self.parameters.values():
+            gradient = parameter.grad
+            if gradient is None:  # on all ranks alike
+                continue
+            if gradient.numel() >= _LARGE and gradient.is_contiguous():
+                total(gradient, self.world).div_(self.world.size)
+            else:
+                small.append(gradient)
+        if small:
+            flat = total(torch.cat([gradient.flatten() for gradient in small]), self.world).div_(self.world.size)
+            for gradient, mean in zip(small, flat.split([g.numel() for g in small]), strict=True):
+                gradient.copy_(mean.view_as(gradient))
 
     def step(self, rate: float, skip: bool = False) -> StepResult:
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.clip or math.inf))
@@ -106,28 +119,26 @@ class LocalEngine:
     def state(self) -> dict[str, Tensor] | None:
         if not self.world.is_first:
             return None
-        return _on_cpu(
-            {
-                f"{name}/{key}": torch.as_tensor(value)
-                for name, parameter in self.parameters.items()
-                for key, value in self.optimizer.state.get(parameter, {}).items()
-            }
-        )
+        return _on_cpu(self._state())
 
     def load(self, weights: dict[str, Tensor], average: dict[str, Tensor] | None, state: dict[str, Tensor]) -> None:
         check_same(self.model.state_dict(), weights, "the weights")
+        if state:
+            check_same(self._state(), state, "the optimizer's state")
         self.model.load_state_dict(weights)
         if self.averages is not None:
             check_same(self.averages, average or {}, "the moving average")
             for name, tensor in (average or {}).items():
                 self.averages[name].copy_(tensor)
-        for name, value in state.items():
-            owner, _, key = name.rpartition("/")
-            if owner not in self.parameters:
-                raise MedpclipError(
-                    f"the optimizer's state has {name!r}, which the model lacks; resume with the run's own config"
-                )
-            self.optimizer.state[self.parameters[owner]][key] = value.to(self.device)
+        for name, tensor in self._state().items() if state else ():
+            tensor.copy_(state[name])
+
+    def _state(self) -> dict[str, Tensor]:
+        return {
+            f"{name}/{key}": value
+            for name, parameter in self.parameters.items()
+            for key, value in self.optimizer.state.get(parameter, {}).items()  # frozen ones have none
+        }
 
 
 def check_same(own: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str) -> None:

@@ -12,9 +12,9 @@ from medpclip.distributed import World
 from medpclip.errors import MedpclipError
 from medpclip.files import file_sha256
 from medpclip.train.config import TrainConfig
-from medpclip.train.loop import partition
 from medpclip.train.preflight.findings import Finding, listed
 from medpclip.train.preflight.nodes import node_name
+from medpclip.train.start import partition
 
 
 @dataclass

@@ -17,10 +17,10 @@ from medpclip.errors import MedpclipError
 from medpclip.models import RegionCLIP
 from medpclip.train.config import TrainConfig
 from medpclip.train.engines import Engine
-from medpclip.train.loop import make_anchor, make_engine, partition
 from medpclip.train.optimizer import freeze_parts, learning_rate
 from medpclip.train.preflight.findings import Finding, amount
 from medpclip.train.preflight.nodes import Facts, node_name
+from medpclip.train.start import make_anchor, make_engine, partition
 from medpclip.train.step import prepare, run_step
 
 _TIMED = 2  # steps, after one that warms up

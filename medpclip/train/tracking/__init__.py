@@ -23,7 +23,7 @@ class Tracker:
     Args:
         folder: the run's, which exists.
         config: which places there are besides log.jsonl.
-        run_config: the whole resolved configuration, for the record.
+        run_config: the resolved configuration as it may be shared (`public_config`), for the record.
         step: the step at which the run begins or goes on.
         writes: False on all ranks but the first: nothing is written then.
     """

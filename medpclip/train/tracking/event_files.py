@@ -14,9 +14,9 @@ from medpclip.errors import MedpclipError
 class EventFiles:
     """Writes scalars "KIND/NAME" into an event file of its own; readers put a run's files together.
 
-    A resumed run's file begins with a session start at its first step, by which TensorBoard drops what earlier files say
-    of that step and later ones. TensorBoard's own writers put the host's name into the file's name, so this one doesn't
-    use them.
+    A file begins with a session start at its first step, by which TensorBoard drops what earlier files say of that step and
+    later ones: the run was resumed, or cut off before its first checkpoint. TensorBoard's own writers put the host's name
+    into the file's name, so this one doesn't use them.
 
     Args:
         folder: of the event files; it is made.
@@ -41,9 +41,8 @@ class EventFiles:
         except OSError as error:
             raise self._unwritable(error) from None
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
-        if step > 0:
-            start = SessionLog(status=SessionLog.START)
-            self._write(Event(wall_time=time.time(), step=step + 1, session_log=start))
+        start = SessionLog(status=SessionLog.START)
+        self._write(Event(wall_time=time.time(), step=step + 1, session_log=start))
 
     def log(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         summary = self._summary(

@@ -27,7 +27,7 @@ class WeightsAndBiases:
     Args:
         folder: the run's; it keeps the id of the run there.
         config: project, name and whether it's sent or kept for `wandb sync`.
-        run_config: the whole resolved configuration; of paths only the last name is sent.
+        run_config: the resolved configuration as it may be shared.
     """
 
     def __init__(self, folder: Path, config: TrackingConfig, run_config: Mapping[str, Any]) -> None:
@@ -43,7 +43,7 @@ class WeightsAndBiases:
                 resume="allow",
                 dir=folder,
                 mode="online" if config.wandb == "online" else "offline",
-                config=_without_paths(run_config),
+                config=dict(run_config),
                 settings=wandb.Settings(
                     console="off",
                     disable_code=True,
@@ -78,12 +78,3 @@ def _run_id(path: Path) -> str:
         return path.read_text(encoding="utf-8").strip()
     except OSError as error:
         raise MedpclipError(f"{path}: can't be read or written ({error.strerror}); make room, then --resume") from None
-
-
-def _without_paths(value: Any) -> Any:
-    """Configuration in which paths from a root or a home are cut to their last name."""
-    if isinstance(value, Mapping):
-        return {key: _without_paths(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_paths(inner) for inner in value]
-    return Path(value).name if isinstance(value, str) and value.startswith(("/", "~", "..")) else value

@@ -368,6 +368,15 @@ def test_what_cant_be_had_is_refused(folder: Path, micro_trunk: Path) -> None:
         settings(make_config(folder, micro_trunk, 3, __compile=True), CPU, 1)
 
 
+def test_a_missing_deepspeed_is_one_line(folder: Path, micro_trunk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    with pytest.raises(
+        MedpclipError, match=r"'engine\.kind' is deepspeed, which isn't installed; pip install"
+    ) as error:
+        make_engine(make_config(folder, micro_trunk, 1), World())
+    assert "\n" not in str(error.value)
+
+
 def test_masters_are_held_limited_and_averaged() -> None:
     weight, scale = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.full((1,), 4.0))
     groups = [{"params": [weight], "scale": 1.0}, {"params": [scale], "scale": 1.0, "limits": (0.0, 4.5)}]
