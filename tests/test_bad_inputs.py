@@ -311,10 +311,10 @@ ERRORS: dict[str, tuple[Callable[[Bench], list[str]], list[str]]] = {
         ["model.trunk 'ViT-B-61' is unknown", "did you mean 'ViT-B-16'?"],
     ),
     "missing trunk file": (lambda b: b.train(model={"trunk": "no/x.json"}), ["'no/x.json'", "give an open_clip name"]),
-    "unsupported trunk": (resnet, ["tiny-resnet.json", "ModifiedResNet", "need an open_clip VisionTransformer"]),
+    "unsupported trunk": (resnet, ["tiny-resnet", "ModifiedResNet", "need a ViT"]),
     "missing pretrained file": (
         lambda b: b.train("model.pretrained=w/none.bin"),
-        ["model.pretrained 'w/none.bin': no such file", "give a file of weights"],
+        ["model.pretrained 'w/none.bin': no such file", "give a file or folder of weights"],
     ),
     "no such model": (lambda b: b.export("runs/none"), ["runs/none: no such file or folder", "give a run"]),
     "folder without a checkpoint": (lambda b: b.export(b.folder), ["neither a checkpoint", "train first"]),
@@ -328,9 +328,9 @@ ERRORS: dict[str, tuple[Callable[[Bench], list[str]], list[str]]] = {
     ),
     "truncated weights": (
         lambda b: b.export(shorten(b.checkpoint() / "model.safetensors", 1000)),
-        ["model.safetensors: unreadable", "take another checkpoint"],
+        ["model.safetensors: can't be read", "take another checkpoint"],
     ),
-    "missing weights": (missing_weights, ["model.safetensors: unreadable", "take another checkpoint"]),
+    "missing weights": (missing_weights, ["model.safetensors: can't be read", "take another checkpoint"]),
     "broken meta.json": (
         lambda b: b.export(shorten(b.checkpoint() / "meta.json", 30)),
         ["meta.json: unreadable", "take another checkpoint"],

@@ -39,7 +39,7 @@ def run(tmp_path: Path) -> Path:
 
     (tmp_path / "tiny-export.json").write_text(json.dumps(TRUNK))
     config = ModelConfig(trunk=str(tmp_path / "tiny-export.json"), fusion=FusionConfig(prompt_dim=16))
-    folder = tmp_path / "run" / CHECKPOINTS / "step-000001"
+    folder = tmp_path / "run" / CHECKPOINTS / "step-00000001"
     folder.mkdir(parents=True)
     model = build_model(config)
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / WEIGHTS)
