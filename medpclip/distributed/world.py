@@ -5,6 +5,7 @@ The environment decides, so one command runs by itself, under torchrun, under th
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import json
 import os
@@ -129,6 +130,7 @@ def join(device: torch.device | str, timeout_seconds: float = 1800.0, arrival_se
             f"rank {world.rank} of {world.size} didn't find all others at {where} within {arrival_seconds:g} s ({reason}); "
             "see whether one of them has failed, or set MASTER_ADDR and a free MASTER_PORT"
         ) from None
+    atexit.register(leave)  # a process that ends with the group's threads running may abort
     return world
 
 
