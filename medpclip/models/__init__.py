@@ -1,6 +1,7 @@
 """The model: trunk, prompts, fusion, RegionCLIP."""
 
-from medpclip.models.prompts import Prompts
-from medpclip.models.region_clip import Embeddings, FusionConfig, ModelConfig, RegionCLIP
+from medpclip.models.fusions import FusionConfig
+from medpclip.models.prompts import Prompts, Windows
+from medpclip.models.region_clip import Embeddings, ModelConfig, RegionCLIP
 
-__all__ = ["Embeddings", "FusionConfig", "ModelConfig", "Prompts", "RegionCLIP"]
+__all__ = ["Embeddings", "FusionConfig", "ModelConfig", "Prompts", "RegionCLIP", "Windows"]

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 from medpclip.data.loading.geometry import Window, fill_colour
+from medpclip.data.loading.windows import CutWindows
+from medpclip.models.prompts import Windows
 
 
 @dataclass(frozen=True)
@@ -47,3 +49,10 @@ class Preprocess:
             gain, offset = colours.to(images.device)[:, :, None, None, None].unbind(1)
             pixels.sub_(128.0).mul_(gain).add_(128.0 + offset).clamp_(0.0, 255.0)
         return pixels.sub_(mean[:, None, None]).mul_(scale[:, None, None])
+
+    def to_windows(self, cut: CutWindows, colours: torch.Tensor | None = None) -> Windows:
+        """The same for regions' windows: uint8 (B, R, s, s, 3) -> `Windows`, each in its image's colours."""
+        count, regions = cut.pixels.shape[:2]
+        spread = None if colours is None else colours.repeat_interleave(regions, 0)
+        pixels = self.to_pixels(cut.pixels.flatten(0, 1), spread)
+        return Windows(pixels.unflatten(0, (count, regions)), cut.rects)

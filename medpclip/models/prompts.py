@@ -87,3 +87,22 @@ class Prompts:
     def regions_slice(self, index: Tensor | slice) -> Prompts:
         """Some of each image's regions."""
         return Prompts(**{f.name: getattr(self, f.name)[:, index] for f in fields(self)})
+
+
+@dataclass
+class Windows:
+    """What the regions look like at the picture's own resolution; see `medpclip.data.loading.windows`.
+
+    Attributes:
+        pixels: (B, R, 3, s, s), normalised as images are; padding's mean nothing.
+        rects: (B, R, 4) float: x1 y1 x2 y2 of each square in the image's unit coordinates, which may lie beyond 0 to 1;
+            before any turning or mirroring of the image, the prompt's middle is the square's middle.
+    """
+
+    pixels: Tensor
+    rects: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Windows:
+        return Windows(
+            self.pixels.to(device, non_blocking=non_blocking), self.rects.to(device, non_blocking=non_blocking)
+        )

@@ -5,37 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medpclip.models.conditioned import ConditionedFusion
+from medpclip.models.fusions import Fusion, FusionConfig, make_fusion
 from medpclip.models.preprocess import Preprocess
-from medpclip.models.prompts import Prompts
-from medpclip.models.region_tokens import RegionTokens
+from medpclip.models.prompts import Prompts, Windows
 from medpclip.models.trunk import Trunk, adapt, check_supported
 
 if TYPE_CHECKING:
     from open_clip.timm_model import TimmModel
     from open_clip.transformer import VisionTransformer
-
-
-@dataclass
-class FusionConfig:
-    """How prompts meet the trunk's features.
-
-    Attributes:
-        kind: "region_tokens" (R prompts in one pass) or "conditioned" (prompt written into the patches, a pass a prompt).
-        prompt_dim: width of the prompt encoder.
-        depths: conditioned only: before which blocks (0-based); null for a quarter, a half and three quarters up.
-    """
-
-    kind: Literal["region_tokens", "conditioned"] = "region_tokens"
-    prompt_dim: int = 256
-    depths: list[int] | None = None
 
 
 @dataclass
@@ -114,11 +98,7 @@ class RegionCLIP(nn.Module):
         self.preprocess = preprocess
         self.tokenizer = tokenizer
         self.architecture = architecture
-        self.fusion: RegionTokens | ConditionedFusion = (
-            RegionTokens(trunk, config.fusion.prompt_dim)
-            if config.fusion.kind == "region_tokens"
-            else ConditionedFusion(trunk, config.fusion.depths, config.fusion.prompt_dim)
-        )
+        self.fusion: Fusion = make_fusion(config.fusion, trunk)
         # Regions have a temperature of their own: their texts are fewer and repeat more than captions do.
         self.region_logit_scale = nn.Parameter(clip.logit_scale.detach().clone().reshape(1))
         bias = config.logit_bias
@@ -165,10 +145,19 @@ class RegionCLIP(nn.Module):
         return self.clip.encode_text(tokens, normalize=normalize)
 
     def encode_regions(
-        self, images: Tensor, prompts: Prompts, normalize: bool = True, keep: Tensor | None = None
+        self,
+        images: Tensor,
+        prompts: Prompts,
+        normalize: bool = True,
+        keep: Tensor | None = None,
+        windows: Windows | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Image (B, D) and region embeddings (B, R, D) from one call; the first doesn't depend on the prompts."""
-        image, region = self.fusion(self.trunk, images, prompts, keep)
+        """Image (B, D) and region embeddings (B, R, D) from one call; the first doesn't depend on the prompts.
+
+        `windows` are what `self.fusion.window` asks for.
+        """
+        assert (windows is None) == (self.fusion.window is None), "windows are given where they are asked for"
+        image, region = self.fusion(self.trunk, images, prompts, keep, windows)
         if normalize:
             image, region = F.normalize(image, dim=-1), F.normalize(region, dim=-1)
         return image, region
@@ -185,6 +174,7 @@ class RegionCLIP(nn.Module):
         prompts: Prompts | None = None,
         text: Tensor | None = None,
         keep: Tensor | None = None,
+        windows: Windows | None = None,
     ) -> Embeddings:
         """Everything a training step needs in one call, as wrappers that shard parameters want it.
 
@@ -194,11 +184,12 @@ class RegionCLIP(nn.Module):
             text: token ids (T, context).
             keep: (B, K) int64, ascending numbers of the patches that stay, row by row; None for all. The other patches
                 are as if they weren't there, for the image and for its regions.
+            windows: of the prompts, where the fusion asks for them.
         """
         text_embedding = self.encode_text(text) if text is not None else None
         if prompts is None:
             return Embeddings(self.encode_image(images, keep=keep), None, text_embedding)
-        image, region = self.encode_regions(images, prompts, keep=keep)
+        image, region = self.encode_regions(images, prompts, keep=keep, windows=windows)
         return Embeddings(image, region, text_embedding)
 
     def logit_parameters(self) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from medpclip.models.conditioned import ConditionedFusion
+from medpclip.models.fusions.conditioned import ConditionedFusion
 from medpclip.models.prompt_encoder import CHANNELS
 from medpclip.models.region_clip import RegionCLIP
 from medpclip.models.trunk import Trunk

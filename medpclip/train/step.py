@@ -22,6 +22,7 @@ from torch import Tensor
 from medpclip.data.lexicon import Lexicon
 from medpclip.data.loading.loader import Batch
 from medpclip.data.loading.texts import Text, draw_image_text, draw_region_texts, known_of_regions, targets
+from medpclip.data.loading.windows import CutWindows
 from medpclip.distributed import World
 from medpclip.losses import Contrast, Side, TextShares, info_nce, sigmoid
 from medpclip.models import Prompts, RegionCLIP
@@ -48,6 +49,7 @@ class Micro:
         text: (t, context) int64: this micro-batch's share of the step's texts.
         keep: (b, K) int64: which patches stay; None for all.
         regions: (m,) int64: which of the b * R prompts are regions; the rest is padding.
+        windows: of the prompts, where the model asks for them.
     """
 
     images: Tensor
@@ -56,6 +58,7 @@ class Micro:
     text: Tensor
     keep: Tensor | None
     regions: Tensor
+    windows: CutWindows | None = None
 
 
 @dataclass
@@ -128,7 +131,8 @@ def prepare(
             seeds = [(config.seed, _PATCHES, step, place.of(micro, b)) for b in range(len(batch.keys))]
             keep = kept_patches(prompts, model.grid, config.patch_drop, seeds)
         text = tokens[micro * shares.per_micro : (micro + 1) * shares.per_micro]
-        micros.append(Micro(batch.images, batch.colours, prompts, text, keep, torch.tensor(index, dtype=torch.int64)))
+        regions = torch.tensor(index, dtype=torch.int64)
+        micros.append(Micro(batch.images, batch.colours, prompts, text, keep, regions, batch.windows))
     return StepInputs(
         micros,
         shares,
@@ -247,7 +251,8 @@ def _forward(engine: Engine, preprocess: Preprocess, micro: Micro, seed: int) ->
     device = engine.device
     keep = None if micro.keep is None else micro.keep.to(device)
     prompts = micro.prompts.to(device, non_blocking=True)
-    return engine.forward(_pixels(engine, preprocess, micro), micro.text.to(device), keep, prompts)
+    windows = None if micro.windows is None else preprocess.to_windows(micro.windows.to(device), micro.colours)
+    return engine.forward(_pixels(engine, preprocess, micro), micro.text.to(device), keep, prompts, windows)
 
 
 @dataclass

@@ -34,8 +34,8 @@ def run(tmp_path: Path) -> Path:
     from safetensors.torch import save_file
 
     from medpclip.config import to_mapping
+    from medpclip.models import FusionConfig, ModelConfig
     from medpclip.models.load import CHECKPOINTS, META, WEIGHTS, build_model
-    from medpclip.models.region_clip import FusionConfig, ModelConfig
 
     (tmp_path / "tiny-export.json").write_text(json.dumps(TRUNK))
     config = ModelConfig(trunk=str(tmp_path / "tiny-export.json"), fusion=FusionConfig(prompt_dim=16))

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from medpclip.errors import MedpclipError
+from medpclip.models import FusionConfig, ModelConfig, RegionCLIP
 from medpclip.models.load import build_model, load_model
-from medpclip.models.region_clip import FusionConfig, ModelConfig, RegionCLIP
 
 
 def save(model: RegionCLIP, folder: Path, **changes: object) -> Path:

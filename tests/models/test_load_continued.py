@@ -10,9 +10,9 @@ from open_clip.model import resize_pos_embed
 from safetensors.torch import load_file, save_file
 
 from medpclip.errors import MedpclipError
+from medpclip.models import FusionConfig, ModelConfig, RegionCLIP
 from medpclip.models.load import build_model, load_model
 from medpclip.models.prompts import Prompts
-from medpclip.models.region_clip import FusionConfig, ModelConfig, RegionCLIP
 
 FUSION = FusionConfig(prompt_dim=16)
 

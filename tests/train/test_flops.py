@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from medpclip.models import Prompts, RegionCLIP
+from medpclip.models import FusionConfig, ModelConfig, Prompts, RegionCLIP
 from medpclip.models.load import build_model
-from medpclip.models.region_clip import FusionConfig, ModelConfig
 from medpclip.train.flops import count_flops
 
 VISION = {"image_size": 160, "patch_size": 16, "width": 256, "layers": 4, "head_width": 32}

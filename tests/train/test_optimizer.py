@@ -11,9 +11,8 @@ from torch import nn
 from transformers import BertConfig
 
 from medpclip.errors import MedpclipError
-from medpclip.models import ModelConfig
+from medpclip.models import FusionConfig, ModelConfig
 from medpclip.models.load import build_model
-from medpclip.models.region_clip import FusionConfig
 from medpclip.train.config import OptimizerConfig
 from medpclip.train.optimizer import freeze_parts, learning_rate, make_optimizer, parameter_groups, set_learning_rate
 

@@ -30,6 +30,7 @@ from medpclip.data.loading.prompting import empty_arrays
 from medpclip.data.loading.regions import RegionTable
 from medpclip.data.loading.sampling import Pointed, choose, draws_per_region, sample_prompts
 from medpclip.data.loading.strips import Strips
+from medpclip.data.loading.windows import CutWindows
 from medpclip.data.pictures import PictureError
 from medpclip.data.schema import SCHEMA_VERSION, Sample
 from medpclip.errors import MedpclipError
@@ -75,6 +76,7 @@ class Batch:
     image_facts: what is known of each image.
     region_facts: what is known of each image's regions, up to R of them; the rest is padding.
     keys: the samples' keys.
+    windows: of the regions, where they are asked for.
     skipped: why samples could not be used, and how many; others of the batch stand in their places.
     faults: the same one by one, with shard and key.
     """
@@ -85,6 +87,7 @@ class Batch:
     image_facts: list[Facts]
     region_facts: list[list[Facts]]
     keys: list[str]
+    windows: CutWindows | None = None
     skipped: dict[str, int] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 

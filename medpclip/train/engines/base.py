@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from medpclip.models import Prompts, RegionCLIP
+from medpclip.models import Prompts, RegionCLIP, Windows
 
 MAX_LOGIT_SCALE = math.log(100)  # as CLIP clips it (Radford et al. 2021, section 2.5)
 
@@ -28,16 +28,33 @@ class Forward(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, pixels: Tensor, text: Tensor, keep: Tensor | None, *prompts: Tensor) -> Outputs:
-        """Pixels (b, 3, S, S), token ids (t, context), kept patches (b, K) int64 or None, and the fields of `Prompts`.
+    def forward(
+        self,
+        pixels: Tensor,
+        text: Tensor,
+        keep: Tensor | None,
+        window_pixels: Tensor | None,
+        window_rects: Tensor | None,
+        *prompts: Tensor,
+    ) -> Outputs:
+        """Pixels (b, 3, S, S), token ids (t, context), kept patches (b, K) int64 or None, the fields of `Windows` or two
+        Nones, and the fields of `Prompts`.
 
         Returns:
             Image (b, D), region (b, R, D) and text (t, D) embeddings, L2-normalised, and (4,): the image loss's scale and
             bias, the region loss's scale and bias; scales as logarithms, biases 0 where the model has none.
         """
-        out = self.model(pixels, Prompts(*prompts), text, keep)
+        windows = None
+        if window_pixels is not None and window_rects is not None:
+            windows = Windows(window_pixels, window_rects)
+        out = self.model(pixels, Prompts(*prompts), text, keep, windows)
         assert out.region is not None and out.text is not None
         return out.image, out.region, out.text, self.model.logit_parameters()
+
+
+def windows_as(windows: Windows | None, dtype: torch.dtype, wide: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+    """The fields of `Windows`: pixels in the model's type, coordinates in one with room for them; or two Nones."""
+    return (None, None) if windows is None else (windows.pixels.to(dtype), windows.rects.to(wide))
 
 
 @dataclass
@@ -61,7 +78,9 @@ class Engine(Protocol):
     model: RegionCLIP
     device: torch.device
 
-    def forward(self, pixels: Tensor, text: Tensor, keep: Tensor | None, prompts: Prompts) -> Outputs:
+    def forward(
+        self, pixels: Tensor, text: Tensor, keep: Tensor | None, prompts: Prompts, windows: Windows | None = None
+    ) -> Outputs:
         """`Forward` in the run's precision; embeddings come out in float32 (float64 for a float64 model)."""
         ...
 

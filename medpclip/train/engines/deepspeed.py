@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from medpclip.distributed import World
 from medpclip.errors import MedpclipError
-from medpclip.models import Prompts, RegionCLIP
+from medpclip.models import Prompts, RegionCLIP, Windows
 from medpclip.train.config import TrainConfig
-from medpclip.train.engines.base import Forward, Outputs, StepResult
+from medpclip.train.engines.base import Forward, Outputs, StepResult, windows_as
 from medpclip.train.engines.deepspeed_settings import settings
 from medpclip.train.engines.local import check_same
 from medpclip.train.engines.masters import AVERAGE, MOMENTS, MastersAdamW, with_limits
@@ -66,9 +66,12 @@ class DeepSpeedEngine:
         self._prepare_state()
         self.backwards = 0
 
-    def forward(self, pixels: Tensor, text: Tensor, keep: Tensor | None, prompts: Prompts) -> Outputs:
-        out = self.wrapped(pixels.to(self.dtype), text, keep, *vars(prompts).values())
+    def forward(
+        self, pixels: Tensor, text: Tensor, keep: Tensor | None, prompts: Prompts, windows: Windows | None = None
+    ) -> Outputs:
         wide = torch.promote_types(self.dtype, torch.float32)
+        given = (*windows_as(windows, self.dtype, wide), *vars(prompts).values())
+        out = self.wrapped(pixels.to(self.dtype), text, keep, *given)
         return tuple(tensor.to(wide) for tensor in out)
 
     def backward(self, loss: Tensor, last: bool) -> None:

@@ -13,9 +13,9 @@ from torch import Tensor
 from medpclip.distributed import World
 from medpclip.distributed.exchange import total
 from medpclip.errors import MedpclipError
-from medpclip.models import Prompts, RegionCLIP
+from medpclip.models import Prompts, RegionCLIP, Windows
 from medpclip.train.config import TrainConfig
-from medpclip.train.engines.base import MAX_LOGIT_SCALE, Forward, Outputs, StepResult
+from medpclip.train.engines.base import MAX_LOGIT_SCALE, Forward, Outputs, StepResult, windows_as
 from medpclip.train.engines.masters import MOMENTS
 from medpclip.train.optimizer import make_optimizer, set_learning_rate
 
@@ -57,11 +57,13 @@ class LocalEngine:
                 moments = {key: torch.zeros_like(parameter) for key in MOMENTS}
                 self.optimizer.state[parameter] = {"step": steps} | moments
 
-    def forward(self, pixels: Tensor, text: Tensor, keep: Tensor | None, prompts: Prompts) -> Outputs:
+    def forward(
+        self, pixels: Tensor, text: Tensor, keep: Tensor | None, prompts: Prompts, windows: Windows | None = None
+    ) -> Outputs:
         wide = torch.promote_types(self.dtype, torch.float32)
         given = (tensor.to(wide) if tensor.is_floating_point() else tensor for tensor in vars(prompts).values())
         with self._autocast():
-            out = self.module(pixels.to(self.dtype), text, keep, *given)
+            out = self.module(pixels.to(self.dtype), text, keep, *windows_as(windows, self.dtype, wide), *given)
         return tuple(tensor.to(wide) for tensor in out)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:

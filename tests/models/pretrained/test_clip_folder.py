@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from medpclip.errors import MedpclipError
+from medpclip.models import FusionConfig, ModelConfig, RegionCLIP
 from medpclip.models.load import build_model
 from medpclip.models.pretrained.clip_folder import _DEFAULTS, read_clip_folder
-from medpclip.models.region_clip import FusionConfig, ModelConfig, RegionCLIP
 from medpclip.models.tokenizer import FolderTokenizer
 
 TOLERANCE = 1e-5

@@ -17,8 +17,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, PreTrainedTokenizerFast
 
 from medpclip.errors import MedpclipError
+from medpclip.models import FusionConfig, ModelConfig, RegionCLIP
 from medpclip.models.load import build_model, load_model
-from medpclip.models.region_clip import FusionConfig, ModelConfig, RegionCLIP
 from medpclip.models.tokenizer import FolderTokenizer, save_tokenizer
 
 TOLERANCE = 1e-6

@@ -18,9 +18,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, SiglipConfig, SiglipModel, SiglipTextConfig, SiglipVisionConfig
 
 from medpclip.errors import MedpclipError
+from medpclip.models import FusionConfig, ModelConfig, RegionCLIP
 from medpclip.models.load import build_model
 from medpclip.models.pretrained import siglip_folder
-from medpclip.models.region_clip import FusionConfig, ModelConfig, RegionCLIP
 
 TOLERANCE = 1e-5
 NAME = "medpclip_test_vit_map"

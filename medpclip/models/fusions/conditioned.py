@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medpclip.errors import MedpclipError
+from medpclip.models.fusions.interface import Fusion
 from medpclip.models.prompt_encoder import CHANNELS, Coverage, PromptEncoder
-from medpclip.models.prompts import Prompts
+from medpclip.models.prompts import Prompts, Windows
 from medpclip.models.trunk.interface import Trunk, saved_or_repeated
 
 
@@ -42,7 +43,7 @@ class GatedCrossAttention(nn.Module):
         return torch.cat([x[:, :1], patches], dim=1)
 
 
-class ConditionedFusion(nn.Module):
+class ConditionedFusion(Fusion):
     """Args:
     trunk: only its sizes are read here.
     depths: before which blocks (0-based) the prompt is written in; by default a quarter, a half and three quarters up.
@@ -69,15 +70,19 @@ class ConditionedFusion(nn.Module):
         self.blocks = nn.ModuleList(
             GatedCrossAttention(trunk.width, trunk.blocks[0].heads, prompt_dim) for _ in self.depths
         )
-        self.save_activations = True
 
     def forward(
-        self, trunk: Trunk, images: Tensor, prompts: Prompts, keep: Tensor | None = None
+        self,
+        trunk: Trunk,
+        images: Tensor,
+        prompts: Prompts,
+        keep: Tensor | None = None,
+        windows: Windows | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Pixels (B, 3, H, W), R prompts each and the patches to keep (B, K), None for all -> image (B, D) and region
         embeddings (B, R, D), not normalised."""
         shared = self._shared(trunk, images, keep)
-        image = trunk.run(shared, self.depths[0], save=self._saves)
+        image = trunk.run(shared, self.depths[0], save=self.saves)
         conditioned = self._conditioned(trunk, shared, prompts, keep)
         region = trunk.pooled(conditioned).unflatten(0, (prompts.batch_size, prompts.regions))
         return trunk.pooled(image), region
@@ -87,13 +92,9 @@ class ConditionedFusion(nn.Module):
         tokens = self._conditioned(trunk, self._shared(trunk, images), prompts)
         return tokens[:, trunk.prefix :].unflatten(0, (prompts.batch_size, prompts.regions))
 
-    @property
-    def _saves(self) -> bool:
-        return self.save_activations or not torch.is_grad_enabled()
-
     def _shared(self, trunk: Trunk, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """The part below the first fusion, which no prompt touches: once per image."""
-        return trunk.run(trunk.embed(images, keep), 0, self.depths[0], self._saves)
+        return trunk.run(trunk.embed(images, keep), 0, self.depths[0], self.saves)
 
     def _conditioned(self, trunk: Trunk, shared: Tensor, prompts: Prompts, keep: Tensor | None = None) -> Tensor:
         sparse = self.encoder(prompts)
@@ -103,6 +104,6 @@ class ConditionedFusion(nn.Module):
         cover = self.coverage(prompts, keep).flatten(0, 1).transpose(1, 2).to(shared.dtype)
         x = shared.repeat_interleave(prompts.regions, dim=0)
         for block, depth, following in zip(self.blocks, self.depths, [*self.depths[1:], None], strict=True):
-            x = saved_or_repeated(self._saves, block, x, tokens, valid, cover)
-            x = trunk.run(x, depth, following, self._saves)
+            x = saved_or_repeated(self.saves, block, x, tokens, valid, cover)
+            x = trunk.run(x, depth, following, self.saves)
         return x

@@ -21,8 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medpclip.models.fusions.interface import Fusion
 from medpclip.models.prompt_encoder import CHANNELS, Coverage, PromptEncoder
-from medpclip.models.prompts import Prompts
+from medpclip.models.prompts import Prompts, Windows
 from medpclip.models.trunk.interface import Block, Pool, Trunk, saved_or_repeated
 
 
@@ -103,7 +104,7 @@ class RegionPool(PromptedAttention):
         return pool.out(torch.cat([image, seen.to(image.dtype)], dim=2).transpose(1, 2).flatten(2))
 
 
-class RegionTokens(nn.Module):
+class RegionTokens(Fusion):
     """The parameters that region tokens add to a trunk, and the joint pass.
 
     Each layer's parameters are those of a module of its own, whose forward runs that layer: what shards parameters
@@ -124,19 +125,23 @@ class RegionTokens(nn.Module):
             if trunk.pool is None
             else [RegionPool(trunk.pool.heads, trunk.width)]
         )
-        self.save_activations = True
         nn.init.zeros_(self.start.weight)
         nn.init.zeros_(self.start.bias)
 
     def forward(
-        self, trunk: Trunk, images: Tensor, prompts: Prompts, keep: Tensor | None = None
+        self,
+        trunk: Trunk,
+        images: Tensor,
+        prompts: Prompts,
+        keep: Tensor | None = None,
+        windows: Windows | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Pixels (B, 3, H, W), R prompts each and the patches to keep (B, K), None for all -> image (B, D) and region
         embeddings (B, R, D), not normalised."""
         tokens = trunk.embed(images, keep)
         cover = self.coverage(prompts, keep).to(tokens.dtype)
         start = self.start(self.encoder(prompts).pooled).to(tokens.dtype)
-        save = self.save_activations or not torch.is_grad_enabled()
+        save = self.saves
         if trunk.pool is None:
             count = tokens.shape[1]
             tokens = torch.cat([tokens, tokens[:, :1] + start], dim=1)
