@@ -6,20 +6,30 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from medpclip.config import load
 from medpclip.data.loading.prompting import PromptKind
 
-ComparatorName = Literal["prompted", "unprompted", "crop", "prompted_crop", "mask_pooling", "box_geometry"]
-COMPARATORS: tuple[ComparatorName, ...] = (
+OWN: tuple[str, ...] = ("prompted", "prompted_crop")  # the model's own region embedding; that of a crop with a box around it
+BOX_GEOMETRY = "box_geometry"
+ComparatorName = Literal[
     "prompted",
     "unprompted",
     "crop",
+    "context_crop",
     "prompted_crop",
+    "blurred",
+    "greyed",
+    "drawn_circle",
+    "drawn_box",
     "mask_pooling",
+    "roi_align",
     "box_geometry",
-)
+]
+COMPARATORS: tuple[ComparatorName, ...] = get_args(ComparatorName)
+ImagePrompt = Literal["none", "full_box", "small_box", "irrelevant_box"]
+Corruption = Literal["noise", "blur", "jpeg", "brightness", "contrast"]
 _FILL_INS = ("name", "description", "modality")
 
 
@@ -50,11 +60,22 @@ class ImageTask:
         label: what is asked: "modality", or "labels.KEY" for a fact in the samples' labels.
         templates: texts with the fill-ins {name}, {description} and {modality}.
         classes: the candidates; null for all values found in the data, in any split.
+        terms: label value -> the term that says it in words, where that isn't the value itself.
+        kind: "multi_class", or "multi_label" where an image may have several of the classes, or none.
+        positive: of two classes the one that is looked for: adds AUROC, average precision, sensitivity and specificity.
+        negatives: multi_label: texts for "there is no {name}", which each class is weighed against.
+        prompts: what answers: "none" is the image embedding; the others are the region embedding of a box around all of
+            the image, of a small one at a random place, or of a small one that meets no annotated region.
     """
 
     label: str
     templates: list[str]
     classes: list[str] | None = None
+    terms: dict[str, str] = field(default_factory=dict)
+    kind: Literal["multi_class", "multi_label"] = "multi_class"
+    positive: str | None = None
+    negatives: list[str] = field(default_factory=lambda: ["no {name}"])
+    prompts: list[ImagePrompt] = field(default_factory=lambda: ["none"])
 
     def __post_init__(self) -> None:
         if self.label != "modality" and not (self.label.startswith("labels.") and len(self.label) > len("labels.")):
@@ -91,6 +112,104 @@ class RegionTask:
 
 
 @dataclass
+class RetrievalTask:
+    """Finding texts by images or regions, and the reverse, within each source.
+
+    Attributes:
+        kind: "caption" (images and their captions) or "region" (regions and the texts of their classes).
+        k: depths. recall@k is the share of queries with a right candidate among the first k; the other usual definition,
+            the share of a query's right candidates that are among them, is reported as found@k.
+        prompts: region only: how the regions are pointed at.
+        templates: region only: the wording of a class is the mean over them.
+    """
+
+    kind: Literal["caption", "region"]
+    k: list[int] = field(default_factory=lambda: [1, 5, 10])
+    prompts: list[PromptKind] = field(default_factory=lambda: ["box"])
+    templates: list[str] = field(default_factory=lambda: ["{name}"])
+
+    def __post_init__(self) -> None:
+        if not self.k or min(self.k) < 1 or len(set(self.k)) < len(self.k):
+            raise ValueError(f"k is {self.k}, expected different numbers of at least 1")
+        _check_templates(self.templates)
+
+
+@dataclass
+class ProbeTask:
+    """What simple classifiers make of frozen embeddings: trained on the train split, chosen on val, measured on `split`.
+
+    Attributes:
+        label: "modality" or "labels.KEY" (image embeddings), or "region" (region embeddings, each source by itself).
+        methods: "linear" (logistic regression, its strength chosen on val) and "knn" (cosine, weighted by similarity).
+        neighbours: of knn.
+        shots: so many cases of each class to learn from, a seeded choice; null for all.
+        prompts: region only.
+    """
+
+    label: str
+    methods: list[Literal["linear", "knn"]] = field(default_factory=lambda: ["linear", "knn"])
+    neighbours: int = 20
+    shots: int | None = None
+    prompts: list[PromptKind] = field(default_factory=lambda: ["box"])
+
+    def __post_init__(self) -> None:
+        if self.label not in ("modality", "region") and not self.label.startswith("labels."):
+            raise ValueError(f"label is {self.label!r}, expected 'modality', 'labels.KEY' or 'region'")
+        if self.neighbours < 1 or (self.shots is not None and self.shots < 1):
+            raise ValueError("expected 'neighbours' and 'shots' of at least 1")
+
+
+@dataclass
+class RobustnessTask:
+    """The region question again, with worse prompts and worse images; for the model's own embedding and the comparators.
+
+    Attributes:
+        prompts: which prompt kinds are disturbed.
+        jitter: each side of a box (a mask's extent, a click by the same) moves by up to so much of the box's size.
+        wrong: with the prompt of a region of another class of the same image.
+        missing: with a prompt that says nothing.
+        empty_mask: with a mask that covers nothing.
+        tiny: also apart for regions of less than this share of the image; null for not.
+        corruptions: changes to the picture, each at every severity.
+        severities: from 1 (hardly seen) to 5.
+        comparators: null for the task's.
+    """
+
+    prompts: list[PromptKind] = field(default_factory=lambda: ["box"])
+    jitter: list[float] = field(default_factory=lambda: [0.05, 0.1, 0.2, 0.3])
+    wrong: bool = True
+    missing: bool = True
+    empty_mask: bool = True
+    tiny: float | None = 0.002
+    corruptions: list[Corruption] = field(default_factory=list)
+    severities: list[int] = field(default_factory=lambda: [1, 3, 5])
+    comparators: list[ComparatorName] | None = field(default_factory=lambda: ["prompted"])
+
+    def __post_init__(self) -> None:
+        if any(not 0 < share <= 1 for share in self.jitter) or any(not 1 <= s <= 5 for s in self.severities):
+            raise ValueError("expected 'jitter' of more than 0 and at most 1, 'severities' from 1 to 5")
+
+
+@dataclass
+class Published:
+    """A figure that others have published for this task.
+
+    Attributes:
+        model: which model.
+        metric: as its source names it.
+        value: in percent.
+        source: where it stands: paper and table, or address.
+        note: what differs from this task, or isn't known.
+    """
+
+    model: str
+    metric: str
+    value: float
+    source: str
+    note: str = ""
+
+
+@dataclass
 class Task:
     """A task file.
 
@@ -100,6 +219,9 @@ class Task:
         split: which split is evaluated; the others serve for class lists and for the box-geometry classifier only.
         image: image-level questions.
         region: the region-level question; null for none.
+        retrieval, probe, robustness: more questions.
+        calibration_bins: of the reliability curves.
+        published: figures to compare with.
         comparators: the ways to embed a region that are put side by side.
         seed: of the clicks, of the choice of regions and of the box-geometry classifier.
         batch_size: images in a forward.
@@ -111,6 +233,11 @@ class Task:
     split: Literal["train", "val", "test"] = "test"
     image: list[ImageTask] = field(default_factory=list)
     region: RegionTask | None = None
+    retrieval: list[RetrievalTask] = field(default_factory=list)
+    probe: list[ProbeTask] = field(default_factory=list)
+    robustness: RobustnessTask | None = None
+    calibration_bins: int = 15
+    published: list[Published] = field(default_factory=list)
     comparators: list[ComparatorName] = field(default_factory=lambda: list(COMPARATORS))
     seed: int = 0
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
@@ -120,8 +247,12 @@ class Task:
     def __post_init__(self) -> None:
         if not self.folders:
             raise ValueError("data is empty; name a folder of shards")
-        if not self.image and self.region is None:
-            raise ValueError("there is neither an image nor a region section; add one")
+        if not (self.image or self.region or self.retrieval or self.probe):
+            raise ValueError("there is nothing to measure; add a section image, region, retrieval or probe")
+        if self.robustness is not None and self.region is None:
+            raise ValueError("robustness disturbs the region question; add a section region")
+        if self.calibration_bins < 2:
+            raise ValueError(f"calibration_bins is {self.calibration_bins}, expected at least 2")
         if not self.comparators or len(set(self.comparators)) < len(self.comparators):
             raise ValueError("comparators must name one or more different comparators")
         if self.batch_size < 1 or self.prompts_per_pass < 1 or self.seed < 0:
