@@ -10,7 +10,9 @@
 median taken, so that a slow moment of the machine hits all of them. The image-text pipeline has neither regions nor a
 tokenizer; ours has 16 regions an image. "decode" decodes and resizes whole pictures that are in memory already; "same
 windows" those windows of them that our augmentation takes: a window below twice the target's side can't be decoded at
-half size. `order`: how well batches are mixed, and how long the first one takes. `memory`: of all processes.
+half size. "windows" are regions' squares at the picture's own resolution, which a model may ask for: another decoding,
+at full size, and a resize for each. `order`: how well batches are mixed, and how long the first one takes. `memory`: of
+all processes.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from medpclip.data.loading.decode import decode, reduction, render
 from medpclip.data.loading.geometry import Window
 from medpclip.data.loading.loader import RegionDataset, make_loader, open_dataset
 from medpclip.data.loading.order import EpochPlan
+from medpclip.data.loading.windows import WindowSpec
 from medpclip.data.schema import Region, Sample, encode_mask
 from medpclip.data.shards import MANIFEST, ShardWriter, read_manifest
 
@@ -97,10 +100,12 @@ def open_clip_pipeline(folder: Path, batch: int) -> Iterator[Any]:
     return iter(pipeline)
 
 
-def ours(folder: Path, batch: int, regions: int, augmentation: Augmentation) -> Iterator[Any]:
+def ours(
+    folder: Path, batch: int, regions: int, augmentation: Augmentation, window: WindowSpec | None = None
+) -> Iterator[Any]:
     """The indexed reader in this process."""
     config = DataConfig([folder], workers=0, regions_per_image=regions, augmentation=augmentation)
-    return make_loader(RegionDataset(config, SIDE, GRID, FILL, seed=0), batch)
+    return make_loader(RegionDataset(config, SIDE, GRID, FILL, seed=0, window=window), batch)
 
 
 def decoder_alone(folder: Path, batch: int, augmentation: Augmentation | None) -> Iterator[None]:
@@ -134,6 +139,9 @@ def compare(folder: Path, args: argparse.Namespace) -> dict[str, float]:
         "ours": ours(folder, args.batch, args.regions, Augmentation()),
         "ours, not augmented": ours(folder, args.batch, args.regions, still),
     }
+    for size in args.windows:
+        name = f"ours, with windows of {size} px"
+        ways[name] = ours(folder, args.batch, args.regions, Augmentation(), WindowSpec(size, 2.0))
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for round_number in range(args.rounds + 1):
         for name, way in ways.items():
@@ -297,6 +305,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=4, help="per round")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--regions", type=int, default=16)
+    parser.add_argument("--windows", type=int, nargs="*", default=[64], help="sides of regions' windows, to compare")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--reader", default="indexed", choices=["indexed", "streaming"])
     parser.add_argument("--samples", type=int, default=50_000)

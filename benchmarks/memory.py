@@ -71,7 +71,9 @@ def one_size(args: argparse.Namespace, size: int) -> dict[str, Any]:
     _reset(device)
     began = time.perf_counter()
     shape = (args.micro, args.regions, size, args.terms)
-    batches = [make_batch(model.preprocess, model.mask_grid, *shape, first=n) for n in range(0, size, args.micro)]
+    own = (model.preprocess, model.mask_grid)
+    starts = range(0, size, args.micro)
+    batches = [make_batch(*own, *shape, first=start, window=model.fusion.window) for start in starts]
     inputs = prepare(batches, Lexicon.load(), model, config, 1, World())
     step(inputs)
     if device.type == "cuda":

@@ -1,6 +1,7 @@
 """What R prompts cost: one prompted pass against the plain pass, and regions per second against crops.
 
     python benchmarks/one_pass.py --trunk ViT-B-16 --regions 16 --batch 8
+    python benchmarks/one_pass.py --glimpse 4
 
 Ratios of medians over rounds in which the ways take turns, so that a slow moment of the machine hits all of them.
 """
@@ -18,7 +19,9 @@ import torch
 
 import medpclip  # noqa: F401 (mends CPU builds of torchvision)
 from medpclip.models import FusionConfig, ModelConfig, Prompts
+from medpclip.models.fusions import FUSION_KINDS
 from medpclip.models.load import build_model
+from medpclip.models.prompts import Windows
 
 
 def random_prompts(batch: int, regions: int, grid: int) -> Prompts:
@@ -36,17 +39,24 @@ def main() -> None:
     """Print one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trunk", default="ViT-B-16")
-    parser.add_argument("--fusion", default="region_tokens", choices=["region_tokens", "conditioned"])
+    parser.add_argument("--fusion", default="region_tokens", choices=FUSION_KINDS)
+    parser.add_argument("--glimpse", type=int, default=0, help="patches each way, of region_tokens")
     parser.add_argument("--regions", type=int, default=16)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     torch.manual_seed(0)
-    model = build_model(ModelConfig(trunk=args.trunk, fusion=FusionConfig(args.fusion))).eval().to(args.device)
+    model = build_model(ModelConfig(trunk=args.trunk, fusion=FusionConfig(args.fusion, glimpse=args.glimpse)))
+    model.eval().to(args.device)
     size = model.preprocess.image_size
     images = torch.randn(args.batch, 3, size, size, device=args.device)
     prompts = random_prompts(args.batch, args.regions, model.mask_grid).to(args.device)
+    windows = None
+    if model.fusion.window is not None:
+        side = model.fusion.window.size
+        rects = prompts.boxes + torch.tensor([-0.1, -0.1, 0.1, 0.1], device=args.device)
+        windows = Windows(torch.randn(args.batch, args.regions, 3, side, side, device=args.device), rects)
 
     def crops() -> None:
         for _ in range(args.regions):
@@ -54,7 +64,7 @@ def main() -> None:
 
     ways: dict[str, Callable[[], object]] = {
         "plain": lambda: model.encode_image(images),
-        "prompted": lambda: model.encode_regions(images, prompts),
+        "prompted": lambda: model.encode_regions(images, prompts, windows=windows),
         "crops": crops,
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -76,6 +86,7 @@ def main() -> None:
             {
                 "trunk": args.trunk,
                 "fusion": args.fusion,
+                "glimpse": args.glimpse,
                 "regions": args.regions,
                 "batch": args.batch,
                 "prompted / plain": round(median["prompted"] / median["plain"], 3),

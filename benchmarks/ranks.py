@@ -120,7 +120,8 @@ class Way:
         self.engine: Engine = make_engine(model, self.config, world, CPU)
         shape = (args.batch, args.regions, size * args.micros, args.terms * world.size)
         places = [(micro * world.size + world.rank) * args.batch for micro in range(args.micros)]
-        self.batches = [make_batch(model.preprocess, model.mask_grid, *shape, first=place) for place in places]
+        own, window = (model.preprocess, model.mask_grid), model.fusion.window
+        self.batches = [make_batch(*own, *shape, first=place, window=window) for place in places]
 
     def step(self, number: int) -> None:
         inputs = prepare(self.batches, self.lexicon, self.engine.model, self.config, number, self.world)

@@ -15,6 +15,7 @@ from medpclip.data.lexicon import Lexicon
 from medpclip.data.loading.config import DataConfig
 from medpclip.data.loading.loader import Batch
 from medpclip.data.loading.texts import TextSampling
+from medpclip.data.loading.windows import CutWindows, WindowSpec
 from medpclip.distributed import World
 from medpclip.models import ModelConfig, Prompts, RegionCLIP
 from medpclip.models.preprocess import Preprocess
@@ -32,7 +33,7 @@ def make_config(model: ModelConfig, **settings: Any) -> TrainConfig:
 
 
 def make_batch(preprocess: Preprocess, mask_grid: int, size: int, regions: int, captions: int, terms: int,
-               first: int = 0) -> Batch:  # fmt: skip
+               first: int = 0, window: WindowSpec | None = None) -> Batch:  # fmt: skip
     """Random pictures whose regions all have a box and a click, every other one a mask.
 
     Args:
@@ -43,6 +44,7 @@ def make_batch(preprocess: Preprocess, mask_grid: int, size: int, regions: int, 
         captions: the images' captions are so many different ones.
         terms: the regions' terms likewise.
         first: number of the first image in its step.
+        window: what the model wants to see of each region at the picture's own resolution.
     """
     draw = torch.Generator().manual_seed(first)
     side = preprocess.image_size
@@ -56,6 +58,10 @@ def make_batch(preprocess: Preprocess, mask_grid: int, size: int, regions: int, 
         prompts.masks = blobs.repeat_interleave(4, 2).repeat_interleave(4, 3).to(prompts.masks.dtype)
         prompts.mask_valid[:, ::2] = True
         prompts.masks[:, 1::2] = 0
+    windows = None
+    if window is not None:
+        squares = torch.randint(256, (size, slots, window.size, window.size, 3), dtype=torch.uint8, generator=draw)
+        windows = CutWindows(squares, prompts.boxes.clone())
     names = sorted(Lexicon.load().terms)[:terms]
     numbers = range(first, first + size)
     return Batch(
@@ -65,6 +71,7 @@ def make_batch(preprocess: Preprocess, mask_grid: int, size: int, regions: int, 
         image_facts=[{"modality": ("ultrasound",), "caption": (f"picture number {n % captions}",)} for n in numbers],
         region_facts=[[{"term": (names[(n * regions + r) % terms],)} for r in range(regions)] for n in numbers],
         keys=[f"{n:08x}" for n in numbers],
+        windows=windows,
     )
 
 
@@ -73,7 +80,10 @@ def make_inputs(model: RegionCLIP, config: TrainConfig, world: World, micros: in
     """A rank's part of a step, as `prepare` makes it of `micros` batches of `size` images."""
     places = [(micro * world.size + world.rank) * size for micro in range(micros)]
     shape = (size, regions, captions, terms)
-    batches = [make_batch(model.preprocess, model.mask_grid, *shape, first=place) for place in places]
+    batches = [
+        make_batch(model.preprocess, model.mask_grid, *shape, first=place, window=model.fusion.window)
+        for place in places
+    ]
     return prepare(batches, Lexicon.load(), model, config, 0, world)
 
 

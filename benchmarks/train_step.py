@@ -33,6 +33,7 @@ from synthetic import machine, make_config, make_inputs
 import medpclip  # noqa: F401 (mends CPU builds of torchvision)
 from medpclip.distributed import World
 from medpclip.models import FusionConfig, ModelConfig, RegionCLIP
+from medpclip.models.fusions import FUSION_KINDS
 from medpclip.models.load import build_model
 from medpclip.train.config import EngineConfig, TrainConfig
 from medpclip.train.engines.local import LocalEngine
@@ -91,7 +92,7 @@ def main() -> None:
     args = _arguments()
     device = torch.device(args.device)
     torch.manual_seed(0)
-    model_config = ModelConfig(trunk=args.trunk, fusion=FusionConfig(args.fusion))
+    model_config = ModelConfig(trunk=args.trunk, fusion=FusionConfig(args.fusion, glimpse=args.glimpse))
     engine_config = EngineConfig(activation_checkpointing=args.activation_checkpointing, compile=args.compile)
     config = make_config(model_config, batch_size=args.batch, precision=args.precision, engine=engine_config)
     model = build_model(model_config)
@@ -126,8 +127,8 @@ def main() -> None:
         "ours, more texts": flops.step(args.batch, per_image, args.batch + args.terms),
     }
     report = {
-        "trunk": args.trunk, "fusion": args.fusion, "precision": args.precision, "batch": args.batch,
-        "regions per image": args.regions, "texts": {"equal": args.batch, "more": args.batch + args.terms},
+        "trunk": args.trunk, "fusion": args.fusion, "glimpse": args.glimpse, "precision": args.precision,
+        "batch": args.batch, "regions per image": args.regions, "texts": {"equal": args.batch, "more": args.batch + args.terms},
         "seconds": {name: round(value, 4) for name, value in seconds.items()},
         "ours, no regions / open_clip": round(seconds["ours, no regions"] / plain, 3),
         "ours / open_clip, equal texts": round(seconds["ours, equal texts"] / plain, 3),
@@ -169,7 +170,8 @@ def measure(
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trunk", default="ViT-B-16")
-    parser.add_argument("--fusion", default="region_tokens", choices=["region_tokens", "conditioned"])
+    parser.add_argument("--fusion", default="region_tokens", choices=FUSION_KINDS)
+    parser.add_argument("--glimpse", type=int, default=0, help="patches each way, of region_tokens")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--regions", type=int, default=16, help="of each image")
     parser.add_argument("--terms", type=int, default=16, help="region texts of 'more texts'")

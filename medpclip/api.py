@@ -21,12 +21,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from medpclip.data.loading.geometry import Window
 from medpclip.data.loading.prompting import stack
+from medpclip.data.loading.windows import cut_windows
 from medpclip.errors import MedpclipError
 from medpclip.inputs import Picture, read_labels, read_picture, read_regions, read_templates
 from medpclip.models import Prompts, RegionCLIP
 from medpclip.models.device import pick_device
 from medpclip.models.load import load_model
+from medpclip.models.prompts import Windows
 
 if TYPE_CHECKING:
     from medpclip.export.clip_vision import ExportReport
@@ -209,8 +212,18 @@ class Model:
         parts = []
         for start in range(0, len(prompts), _PROMPTS_PER_PASS):
             arrays = stack([prompts[start : start + _PROMPTS_PER_PASS]], grid)
-            parts.append(self.region_clip.encode_regions(pixels, Prompts.from_arrays(arrays).to(self.device))[1][0])
+            given, windows = Prompts.from_arrays(arrays).to(self.device), self._windows(picture, arrays)
+            parts.append(self.region_clip.encode_regions(pixels, given, windows=windows)[1][0])
         return torch.cat(parts).float()
+
+    def _windows(self, picture: np.ndarray, prompts: Mapping[str, np.ndarray]) -> Windows | None:
+        """What the model wants to see of a picture's regions at its own resolution."""
+        spec, preprocess = self.region_clip.fusion.window, self.region_clip.preprocess
+        if spec is None:
+            return None
+        height, width = picture.shape[:2]
+        cut = cut_windows([picture], [Window.whole(width, height)], prompts, spec, preprocess.fill)
+        return preprocess.to_windows(cut.to(self.device))
 
     def _pixels(self, images: Sequence[Picture]) -> Tensor:
         preprocess = self.region_clip.preprocess

@@ -123,6 +123,39 @@ def test_regions_of_a_wide_image_lie_where_they_were_given(model: Model, image: 
     assert [answers[0].probabilities[label] for label in LABELS] == pytest.approx(chances.tolist(), abs=1e-5)
 
 
+def test_crops_are_cut_from_the_picture_as_it_was_given() -> None:
+    """A crop of a large picture has details that the picture as the model sees it has not."""
+    torch.manual_seed(0)
+    model = Model(build_model(ModelConfig(trunk="medpclip-tiny-16", fusion=FusionConfig("crop"))))
+    picture = np.random.default_rng(0).integers(0, 256, (400, 600, 3), dtype=np.uint8)
+    square = picture[100:200, 300:400]  # a quarter more than the box, each way from its middle
+    expected = model.embed_image(np.ascontiguousarray(square))
+    got = model.embed_regions(picture, boxes=[[310, 110, 390, 190], [10, 10, 50, 40]])
+    np.testing.assert_allclose(got[0], expected, atol=4e-3)  # torch's resize and Pillow's
+    assert np.abs(got[1] - expected).max() > 2e-2
+    around_click = model.embed_regions(picture, points=[(350, 150)])[0]
+    np.testing.assert_allclose(around_click, model.embed_image(picture[75:225, 275:425]), atol=4e-3)
+    assert len(model.classify(picture, LABELS, boxes=[[310, 110, 390, 190]])) == 1
+
+
+@torch.no_grad()
+def test_a_glimpse_of_many_regions_goes_with_the_right_one() -> None:
+    """More regions than a pass takes: each is answered as if it were alone."""
+    torch.manual_seed(0)
+    fusion = FusionConfig(prompt_dim=64, glimpse=2)
+    region_clip = build_model(ModelConfig(trunk="medpclip-tiny-16", fusion=fusion))
+    for parameter in region_clip.fusion.parameters():
+        parameter.add_(torch.randn(parameter.shape) * 0.3)
+    model = Model(region_clip)
+    picture = np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)
+    boxes = [[x, y, x + 12, y + 9] for x in range(0, 110, 11) for y in range(0, 80, 11)]
+    assert len(boxes) > 64
+    got = model.embed_regions(picture, boxes=boxes)
+    for place in (0, 63, 64, len(boxes) - 1):
+        np.testing.assert_allclose(got[place], model.embed_regions(picture, boxes=[boxes[place]])[0], atol=1e-5)
+    assert np.abs(got[0] - got[64]).max() > 1e-3
+
+
 def test_a_tall_image_is_padded_left_and_right(model: Model, image: np.ndarray) -> None:
     tall = np.ascontiguousarray(image.transpose(1, 0, 2))
     square = np.empty((WIDTH, WIDTH, 3), np.uint8)

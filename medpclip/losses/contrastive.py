@@ -2,7 +2,8 @@
 
 `targets[i, j]` says whether text j is true of item i (1), false (-1), or neither is known (0: the pair takes no part).
 With one true text per item and nothing ignored, `info_nce` is CLIP's loss (Radford et al. 2021, section 2.3) and `sigmoid`
-SigLIP's (Zhai et al. 2023, section 3.2); several positives and ignored pairs are our design.
+SigLIP's (Zhai et al. 2023, section 3.2); several positives and ignored pairs are our design. With `positives` "plain",
+`info_nce` is CLIP's loss also where items have equal texts, each copy a negative of the others' items.
 
 Each rank has its own items and its own share of the texts. Losses are means over the items of all ranks. Gradients are
 worked out here, in closed form, a few rows at a time: no graph and no whole matrix of logits is kept, so that the memory of
@@ -22,6 +23,8 @@ from torch import Tensor
 from medpclip.distributed import World
 from medpclip.distributed.exchange import gather_rows, largest, pass_on, sum_own_rows, total
 from medpclip.losses.shares import TextShares
+
+Positives = Literal["sum", "mean", "plain"]
 
 _LOGITS = 1 << 22  # that are worked on at once: 16 MiB of them
 
@@ -73,7 +76,7 @@ class Contrast:
 
 
 def info_nce(
-    sides: list[Side], own: Tensor, shares: TextShares, world: World, positives: Literal["sum", "mean"] = "sum"
+    sides: list[Side], own: Tensor, shares: TextShares, world: World, positives: Positives = "sum"
 ) -> Contrast:
     """Softmax losses, both directions averaged.
 
@@ -81,6 +84,10 @@ def info_nce(
     `positives` "mean", the mean over positives of -log(e^s / sum over not-ignored).
     Text to item: the mean over a text's positives of -log(e^s / sum over not-ignored items of e^s), for texts with a
     positive, rescaled from texts to items so that both directions weigh the same however many texts there are.
+    `positives` "plain", where each item has one positive and nothing is ignored: a text stands there once for each item
+    that it is true of. That is the loss of the square matrix with each item's text in a column of its own and the diagonal
+    true, although equal texts are one here: n copies add log n to a text's logit among an item's texts, and have n rows
+    in the other direction.
 
     All texts are gathered on all ranks, once for both sides. Items stay where they are: of the direction from text to item,
     ranks exchange four numbers per text.
@@ -95,12 +102,13 @@ def info_nce(
     return Contrast(results, sum_own_rows(shares.as_gathered(gradient), world))
 
 
-def _info_nce_side(side: Side, all_texts: Tensor, gradient: Tensor, world: World, positives: str) -> SideResult:
+def _info_nce_side(side: Side, all_texts: Tensor, gradient: Tensor, world: World, positives: Positives) -> SideResult:
     items, targets = side.items, side.targets
     part = slice(side.first, side.first + targets.shape[1])
     texts, scale = all_texts[part], side.log_scale.exp()
     count = texts.shape[0]
     lowest = torch.finfo(items.dtype).min
+    copies = _log_copies(targets, items, world) if positives == "plain" else items.new_zeros(count)
     chunks = list(_chunks(len(items), count))
     kept = scale * items @ texts.T if len(chunks) == 1 else None  # else they are computed a second time
 
@@ -115,7 +123,7 @@ def _info_nce_side(side: Side, all_texts: Tensor, gradient: Tensor, world: World
     for rows in chunks:
         s, positive, ignored = logits(rows), targets[rows] == 1, targets[rows] == 0
         allowed = s.masked_fill(ignored, -torch.inf)
-        row_sum[rows] = allowed.logsumexp(1)
+        row_sum[rows] = (allowed + copies).logsumexp(1)
         row_true[rows] = (
             s.masked_fill(~positive, -torch.inf).logsumexp(1)
             if positives == "sum"
@@ -138,11 +146,12 @@ def _info_nce_side(side: Side, all_texts: Tensor, gradient: Tensor, world: World
     spread, true_sum, true_count = sums[: 3 * count].view(3, count).unbind()
     row_loss, rows_count = sums[3 * count], sums[3 * count + 1].clamp(min=1)
     has_item = true_count > 0
+    weight = true_count if positives == "plain" else has_item.to(true_count)
     column_sum = torch.where(has_item, common + spread.log(), torch.inf)  # e^(s - inf) = 0: takes no part
-    ratio = rows_count / has_item.sum().clamp(min=1)
+    weight = weight * (rows_count / weight.sum().clamp(min=1))
     true_share = has_item / true_count.clamp(min=1)
-    column_loss = torch.where(has_item, column_sum - true_sum * true_share, column_sum.new_zeros(())).sum()
-    loss = (row_loss + ratio * column_loss) / (2 * rows_count)
+    column_loss = torch.where(has_item, weight * (column_sum - true_sum * true_share), top.new_zeros(())).sum()
+    loss = (row_loss + column_loss) / (2 * rows_count)
 
     by_items, by_scale = torch.zeros_like(items), items.new_zeros(())
     factor = side.weight / (2 * rows_count)
@@ -151,13 +160,19 @@ def _info_nce_side(side: Side, all_texts: Tensor, gradient: Tensor, world: World
         allowed = s.masked_fill(targets[rows] == 0, -torch.inf)  # masked before exp, which overflows elsewhere
         true = s.masked_fill(~positive, -torch.inf) - row_true[rows, None]
         row_share = true.exp() if positives == "sum" else positive.to(s) / positive.sum(1, keepdim=True)
-        by_row = torch.where(has_true[rows, None], (allowed - row_sum[rows, None]).exp() - row_share, s.new_zeros(()))
+        share = (allowed + copies - row_sum[rows, None]).exp()
+        by_row = torch.where(has_true[rows, None], share - row_share, s.new_zeros(()))
         by_column = (allowed - column_sum).exp() - positive * true_share
-        by_logit = factor * (by_row + ratio * by_column)
+        by_logit = factor * (by_row + weight * by_column)
         by_items[rows] = scale * by_logit @ texts
         gradient[part] += scale * by_logit.T @ items[rows]
         by_scale += (by_logit * s).sum()
     return SideResult(loss, by_items, by_scale, torch.zeros_like(by_scale), hits)
+
+
+def _log_copies(targets: Tensor, items: Tensor, world: World) -> Tensor:
+    """(T,): log of how many items of all ranks have each text; that of a text of none doesn't count."""
+    return total((targets == 1).sum(0).to(items), world).log()
 
 
 def sigmoid(sides: list[Side], own: Tensor, shares: TextShares, world: World) -> Contrast:

@@ -130,8 +130,8 @@ class Coverage(nn.Module):
 
     def _box_share(self, boxes: Tensor) -> Tensor:
         rows, columns = self.grid
-        x = _overlap(boxes[..., 0], boxes[..., 2], columns)
-        y = _overlap(boxes[..., 1], boxes[..., 3], rows)
+        x = overlap(boxes[..., 0], boxes[..., 2], columns)
+        y = overlap(boxes[..., 1], boxes[..., 3], rows)
         return (y.unsqueeze(-1) * x.unsqueeze(-2)).flatten(2)
 
     def _clicks(self, prompts: Prompts, label: int) -> Tensor:
@@ -167,7 +167,7 @@ def covered_span(covered: Tensor) -> tuple[Tensor, Tensor]:
     return (first * some).float(), (last * some).float()
 
 
-def _overlap(low: Tensor, high: Tensor, cells: int) -> Tensor:
+def overlap(low: Tensor, high: Tensor, cells: int) -> Tensor:
     """(...,) intervals in [0, 1] -> (..., cells): covered share of each of `cells` equal cells."""
     edges = torch.arange(cells + 1, device=low.device, dtype=low.dtype) / cells
     return ((torch.minimum(high[..., None], edges[1:]) - torch.maximum(low[..., None], edges[:-1])) * cells).clamp(0, 1)

@@ -98,7 +98,7 @@ class RegionCLIP(nn.Module):
         self.preprocess = preprocess
         self.tokenizer = tokenizer
         self.architecture = architecture
-        self.fusion: Fusion = make_fusion(config.fusion, trunk)
+        self.fusion: Fusion = make_fusion(config.fusion, trunk, preprocess)
         # Regions have a temperature of their own: their texts are fewer and repeat more than captions do.
         self.region_logit_scale = nn.Parameter(clip.logit_scale.detach().clone().reshape(1))
         bias = config.logit_bias

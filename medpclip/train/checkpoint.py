@@ -238,7 +238,7 @@ def trained_on(config: TrainConfig) -> dict[str, list[str]]:
     return {
         "splits": [config.data.split],
         "sources": sorted(sources),
-        "terms": sorted(terms),
+        "terms": sorted(terms - set(config.data.leave_out_terms)),
         "manifests": [sha for name, sha in data_hashes(config).items() if name.isdecimal()],
     }
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from medpclip.config import to_mapping
 from medpclip.data.loading.loader import DataConfig
+from medpclip.losses import Positives
 from medpclip.models.region_clip import ModelConfig
 
 
@@ -17,14 +18,15 @@ class LossConfig:
     """Attributes:
     kind: "infonce" (softmax) or "sigmoid"; the latter needs `model.logit_bias`.
     positives: infonce only: several true texts of an item count by the "sum" of their probabilities, or the "mean" of
-        their log-probabilities.
+        their log-probabilities. "plain" is CLIP's own loss, to compare with: each image and region has one text drawn for
+        it, and all other images' and regions' texts count as false, equal and fitting ones too.
     image_weight, region_weight: of the image-text and the region-text loss.
     anchor_weight: of 1 - cosine between an image's unprompted embedding and that of the model as it was initialised; 0
         for none. It keeps a copy of the initial image tower.
     """
 
     kind: Literal["infonce", "sigmoid"] = "infonce"
-    positives: Literal["sum", "mean"] = "sum"
+    positives: Positives = "sum"
     image_weight: float = 1.0
     region_weight: float = 1.0
     anchor_weight: float = 0.0
@@ -35,6 +37,8 @@ class LossConfig:
             raise ValueError(
                 "expected 'image_weight', 'region_weight' and 'anchor_weight' of at least 0, one of them more than 0"
             )
+        if self.positives == "plain" and self.kind != "infonce":
+            raise ValueError(f"'positives' plain needs kind infonce, which is {self.kind}")
 
 
 @dataclass

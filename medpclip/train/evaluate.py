@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,18 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from medpclip.errors import MedpclipError
 from medpclip.evaluation.corpus import Corpus, read_corpus
 from medpclip.evaluation.exposure import TrainedOn
-from medpclip.evaluation.result import METRIC, ModelFacts, build_result, weights_sha256
+from medpclip.evaluation.features import Features
+from medpclip.evaluation.measures import PRIMARY
+from medpclip.evaluation.predictions import prediction_lines
+from medpclip.evaluation.result import ModelFacts, build_result, weights_sha256
+from medpclip.evaluation.run import run_task
+from medpclip.evaluation.scores import Evaluation
+from medpclip.evaluation.subject import Subject
+from medpclip.evaluation.suite import folder_name
 from medpclip.evaluation.task import Task, load_task
-from medpclip.evaluation.zero_shot import run_task
 from medpclip.files import dump_json, write_atomically
 from medpclip.models.region_clip import RegionCLIP
 
 EVALUATION = "evaluation"
+_WORKERS = 2  # threads that decode; the training's own loader goes on meanwhile
 
 
 def _nothing() -> None:
@@ -57,7 +63,7 @@ def read_tasks(paths: Sequence[Path]) -> list[Asked]:
     tasks = []
     for path in paths:
         task = load_task(path)
-        name = re.sub(r"[^\w.-]+", "-", task.name).strip("-.") or "task"
+        name = folder_name(task)
         if name in found:
             raise MedpclipError(f"{path}: its name {task.name!r} is that of {found[name]} too; rename one of them")
         found[name] = path
@@ -91,16 +97,15 @@ class Evaluator:
     def evaluate(
         self, weights: Mapping[str, Tensor], step: int, alive: Callable[[], None] = _nothing
     ) -> dict[str, float]:
-        """Run all tasks; write RUN/evaluation/step-N/TASK/result.json for each.
+        """Run all tasks; write result.json and predictions.jsonl to RUN/evaluation/step-N/TASK for each.
 
         Args:
             weights: the whole state dict, as an engine's `weights` or `average` gives it.
             step: of training.
-            alive: called before every forward of a tower.
+            alive: called after every forward of a tower.
 
         Returns:
-            "TASK/region/SOURCE/PROMPT/COMPARATOR/balanced_accuracy" and "TASK/image/LABEL/balanced_accuracy"; the mean
-            over several sources is that of source "MEAN".
+            As `flat` names them, after the task's name.
 
         Raises:
             MedpclipError: an unreadable image, or a result that can't be written.
@@ -110,52 +115,58 @@ class Evaluator:
         facts = ModelFacts(
             f"{self.out.absolute().name}/step-{step:08d}", weights_sha256(None, dict(weights)), step, self.trained_on
         )
-        with _random_states_kept(self.device), _signs_of_life(self._copy, alive):
+        with _random_states_kept(self.device):
             try:
-                self._copy.to(self.device)
+                subject = Subject.of_model(self._copy.to(self.device), facts, prompted=True)
                 for asked in self.tasks:
-                    measured = run_task(self._copy, asked.task, asked.corpus, self.device)
+                    measured = run_task(_features(subject, asked.task, alive), asked.task, asked.corpus)
                     result = build_result(asked.task, facts, asked.corpus, measured)
-                    self._write(result, step, asked.name)
+                    self._write(result, measured, step, asked.name)
                     figures |= {f"{asked.name}/{name}": value for name, value in flat(result).items()}
             finally:
                 self._copy.cpu()
         return figures
 
-    def _write(self, result: dict[str, Any], step: int, name: str) -> None:
-        path = self.out / EVALUATION / f"step-{step:08d}" / name / "result.json"
+    def _write(self, result: dict[str, Any], measured: Evaluation, step: int, name: str) -> None:
+        folder = self.out / EVALUATION / f"step-{step:08d}" / name
+        path = folder / "result.json"
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / "predictions.jsonl", prediction_lines(measured))
             write_atomically(path, dump_json(result))
         except OSError as error:
             raise MedpclipError(f"{path}: can't be written ({error.strerror}); make room, then --resume") from None
 
 
 def flat(result: Mapping[str, Any]) -> dict[str, float]:
-    """A result's balanced accuracies under one name each; those that could not be had are left out."""
-    rows: list[tuple[Any, ...]] = []
-    rows += [(row["value"], "region", row["source"], row["prompt"], row["comparator"]) for row in result["region"]]
-    means = (row for row in result["headline"] if len(row["sources"]) > 1)
-    rows += [(row["value"], "region", "MEAN", row["prompt"], row["comparator"]) for row in means]
-    rows += [(row["value"], "image", row["label"]) for row in result["image"]]
-    return {"/".join((*names, METRIC)): value for value, *names in rows if value is not None}
+    """The metrics that a result's sections are judged by, under one name each; those that could not be had are left out.
+
+    "region/SOURCE/PROMPT/COMPARATOR/balanced_accuracy", where the mean over several sources is that of source "MEAN";
+    "image/LABEL/balanced_accuracy" by the image embedding; other sections as regions.
+    """
+    out: dict[str, float] = {}
+    means = [row for row in result["headline"] if len(row["sources"]) > 1]
+    for row in (*result["rows"], *means):
+        if row["value"] is None or row["part"] is not None or not row["metric"].startswith(PRIMARY[row["section"]]):
+            continue
+        asked = [] if row["prompt"] == "image" and row["section"] == "image" else [row["prompt"], row["comparator"]]
+        out["/".join((row["section"], row["name"], *asked, row["metric"]))] = row["value"]
+    return out
+
+
+def _features(subject: Subject, task: Task, alive: Callable[[], None]) -> Features:
+    """Embeddings in memory: the next evaluation has other weights."""
+    return Features(
+        subject,
+        workers=_WORKERS,
+        batch_size=task.batch_size,
+        prompts_per_pass=task.prompts_per_pass,
+        seed=task.seed,
+        alive=alive,
+    )
 
 
 @contextmanager
 def _random_states_kept(device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         yield
-
-
-@contextmanager
-def _signs_of_life(model: RegionCLIP, alive: Callable[[], None]) -> Iterator[None]:
-    def hook(module: nn.Module, inputs: Any) -> None:
-        alive()
-
-    towers: list[nn.Module] = [model.visual, model.fusion, getattr(model.clip, "text", model.clip).transformer]
-    handles = [tower.register_forward_pre_hook(hook) for tower in towers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

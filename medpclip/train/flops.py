@@ -15,7 +15,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from medpclip.models.fusions.alpha_channel import AlphaChannel
 from medpclip.models.fusions.conditioned import ConditionedFusion
+from medpclip.models.fusions.crops import Crop
+from medpclip.models.fusions.markers import Blurred, Marked
+from medpclip.models.fusions.pooling import Pooled
+from medpclip.models.fusions.region_tokens import PromptedAttention, RegionTokens
 from medpclip.models.prompt_encoder import CHANNELS
 from medpclip.models.region_clip import RegionCLIP
 from medpclip.models.trunk import Trunk
@@ -48,7 +53,9 @@ def count_flops(model: RegionCLIP, patches: int | None = None, backward: bool = 
     image, region = _image_tower(model, kept)
     total = image.total if backward else image.forward
     if anchor:
-        total += _unprompted(model.trunk, kept)
+        plain = _Cost()
+        _plain_pass(plain, model.trunk, kept, learns=False)
+        total += plain.forward
     text = _text_tower(model)
     if backward:
         return Flops(total, region.total, text.total)
@@ -78,69 +85,150 @@ class _Cost:
         to_logits = query_learns or key_learns  # those of keys and values need the same of the weights
         self.backward += product * (query_learns + key_learns + to_logits + key_learns)
 
+    def mean(self, values: float, width: int, learns: bool) -> None:
+        """So many vectors, weighted by what needs no gradient."""
+        product = 2.0 * values * width
+        self.forward += product
+        self.backward += product * learns
+
 
 def _image_tower(model: RegionCLIP, kept: int) -> tuple[_Cost, _Cost]:
     """Costs of an image and of one region prompt of it."""
     trunk, fusion = model.trunk, model.fusion
     learns = _learns(trunk.visual)
+    written = learns or _learns(fusion)  # whether what prompts are written into needs a gradient
     image, region = _Cost(), _Cost()
-    image.products(_patch_matrices(trunk), model.grid[0] * model.grid[1], passes_back=False)
-    prompt_learns = _learns(fusion.encoder)
-    region.products(_matrices(fusion.encoder), 1, passes_back=prompt_learns)
-    if isinstance(fusion, ConditionedFusion):
-        _blocks(image, trunk, kept, learns, 0)
-        _conditioned(region, trunk, fusion, kept, learns)
-        image.products(_head_matrices(trunk), 1, learns)
-        region.products(_head_matrices(trunk), 1, learns or _learns(fusion))
+    if isinstance(fusion, RegionTokens):
+        _region_tokens(image, region, trunk, fusion, kept, learns, written)
         return image, region
-    region.products([fusion.start.weight], 1, prompt_learns)
-    region_learns = learns or _learns(fusion)
-    if trunk.pool is None:
-        _joint_blocks(image, region, trunk, kept, learns, region_learns)
-    else:
-        _blocks(image, trunk, kept, learns, 0)
-        keys, own = _pool_matrices(trunk)
-        image.products(keys, kept, learns)
-        for cost, query_learns in ((image, learns), (region, region_learns)):
-            cost.products(own, 1, query_learns)
-            cost.attention(1, kept, trunk.width, query_learns, learns)
-        _gains(region, trunk.width, trunk.pool.heads, kept, region_learns)
-    for cost, through in ((image, learns), (region, region_learns)):
-        cost.products(_head_matrices(trunk), 1, through)
+    _plain_pass(image, trunk, kept, learns)
+    if isinstance(fusion, ConditionedFusion):
+        _conditioned(region, trunk, fusion, kept, learns, written)
+    elif isinstance(fusion, Pooled):
+        _patch_heads(image, trunk, kept, learns)
+        region.mean(kept, trunk.output_dim, learns)
+    elif isinstance(fusion, AlphaChannel):
+        region.products([fusion.alpha.weight], _patches(trunk), passes_back=False)
+        _plain_pass(region, trunk, kept, written)
+    elif isinstance(fusion, Crop):
+        _plain_pass(region, trunk, _patches(trunk), learns)  # crops keep all their patches
+    elif isinstance(fusion, Marked):
+        _plain_pass(region, trunk, kept, learns)
+    if isinstance(fusion, Blurred):
+        image.forward += 2 * 2.0 * 3 * model.preprocess.image_size**3
     return image, region
 
 
-def _joint_blocks(image: _Cost, region: _Cost, trunk: Trunk, kept: int, learns: bool, region_learns: bool) -> None:
-    """Region tokens beside the image's; the last block's output is asked for CLS and region tokens alone."""
-    tokens = trunk.prefix + kept
-    for number, block in enumerate(trunk.blocks, 1):
+def _plain_pass(cost: _Cost, trunk: Trunk, kept: int, learns: bool) -> None:
+    """An image through all of the trunk; `learns`: whether its tokens need a gradient."""
+    cost.products(_patch_matrices(trunk), _patches(trunk), passes_back=False)
+    _blocks(cost, trunk, kept, learns)
+    if trunk.pool is not None:
+        keys, own = _pool_matrices(trunk)
+        cost.products(keys, kept, learns)
+        cost.products(own, 1, learns)
+        cost.attention(1, kept, trunk.width, learns, learns)
+    cost.products(_head_matrices(trunk), 1, learns)
+
+
+def _patch_heads(cost: _Cost, trunk: Trunk, kept: int, learns: bool) -> None:
+    """Each patch on its own through the image's head."""
+    if trunk.pool is not None:
+        keys, own = _pool_matrices(trunk)
+        cost.products([*keys, *own], kept, learns)
+        cost.attention(kept, 1, trunk.width, learns, learns)
+    cost.products(_head_matrices(trunk), kept, learns)
+
+
+def _region_tokens(
+    image: _Cost, region: _Cost, trunk: Trunk, fusion: RegionTokens, kept: int, learns: bool, written: bool
+) -> None:
+    image.products(_patch_matrices(trunk), _patches(trunk), passes_back=False)
+    if fusion.encoder is not None and fusion.start is not None:
+        prompt_learns = _learns(fusion.encoder)
+        region.products(_matrices(fusion.encoder), 1, passes_back=prompt_learns)
+        region.products([fusion.start.weight], 1, prompt_learns)
+    if fusion.glimpse is not None:
+        region.products([fusion.glimpse.place.weight], 1, passes_back=False)
+        region.products(_patch_matrices(trunk), fusion.glimpse.side**2, passes_back=False)
+    if trunk.pool is None:
+        _joint_blocks(image, region, trunk, fusion, kept, learns, written)
+    else:
+        _joint_pool(image, region, trunk, fusion, kept, learns, written)
+    for cost, through in ((image, learns), (region, written)):
+        cost.products(_head_matrices(trunk), 1, through)
+
+
+def _joint_blocks(
+    image: _Cost, region: _Cost, trunk: Trunk, fusion: RegionTokens, kept: int, learns: bool, written: bool
+) -> None:
+    """Region tokens beside the image's; the last block's output is asked for CLS and region tokens alone, and a
+    glimpse's nowhere beyond the last look at it."""
+    tokens, seen = trunk.prefix + kept, 0 if fusion.glimpse is None else fusion.glimpse.side**2
+    for number, (block, layer) in enumerate(zip(trunk.blocks, fusion.layers, strict=True)):
+        assert isinstance(layer, PromptedAttention)
         entering, rest = _split(block.module)
-        read = 1 if number == len(trunk.blocks) else tokens
+        read = 1 if number == len(trunk.blocks) - 1 else tokens
         image.products(entering, tokens, learns)
         image.products(rest, read, learns)
         image.attention(read, tokens, trunk.width, learns, learns)
-        region.products([*entering, *rest], 1, region_learns)
-        region.attention(1, kept, trunk.width, region_learns, learns)
-        _gains(region, trunk.width, block.heads, kept, region_learns)
+        region.products([*entering, *rest], 1, written)
+        _attend(region, trunk, layer, block.heads, kept, written, learns)
+        if not seen or number > fusion.depths[-1]:
+            continue
+        region.products(entering, seen, written)
+        if layer.gate is not None:
+            _attend(region, trunk, layer, block.heads, seen, written, written)
+        if number < fusion.depths[-1]:
+            region.products(rest, seen, written)
+            region.attention(seen, seen, trunk.width, written, written)
 
 
-def _gains(region: _Cost, width: int, heads: int, kept: int, learns: bool) -> None:
-    """What coverage adds to keys, logits and values."""
-    flops = 4.0 * len(CHANNELS) * (width + heads * kept)
+def _joint_pool(
+    image: _Cost, region: _Cost, trunk: Trunk, fusion: RegionTokens, kept: int, learns: bool, written: bool
+) -> None:
+    """More queries of the pool, which may look at a glimpse too."""
+    (layer,) = fusion.layers
+    assert trunk.pool is not None and isinstance(layer, PromptedAttention)
+    _blocks(image, trunk, kept, learns)
+    keys, own = _pool_matrices(trunk)
+    image.products(keys, kept, learns)
+    image.products(own, 1, learns)
+    image.attention(1, kept, trunk.width, learns, learns)
+    region.products(own, 1, written)
+    _attend(region, trunk, layer, trunk.pool.heads, kept, written, learns)
+    if fusion.glimpse is not None:
+        seen = fusion.glimpse.side**2
+        _blocks(region, trunk, seen, written, prefix=0)
+        region.products(keys, seen, written)
+        _attend(region, trunk, layer, trunk.pool.heads, seen, written, written)
+
+
+def _attend(
+    region: _Cost, trunk: Trunk, layer: PromptedAttention, heads: int, seen: int, written: bool, key_learns: bool
+) -> None:
+    """A region's query over patches, and what coverage adds to keys, logits and values."""
+    region.attention(1, seen, trunk.width, written, key_learns)
+    keys, values = layer.key_gain is not None, layer.value_gain is not None
+    over_patches = (keys or layer.logit_gain is not None) + values
+    flops = 2.0 * len(CHANNELS) * (trunk.width * (keys + values) + heads * seen * over_patches)
     region.forward += flops
-    region.backward += 2 * flops * learns
+    region.backward += 2 * flops * written
 
 
-def _blocks(cost: _Cost, trunk: Trunk, kept: int, learns: bool, start: int) -> None:
-    tokens = trunk.prefix + kept
+def _blocks(cost: _Cost, trunk: Trunk, kept: int, learns: bool, start: int = 0, prefix: int | None = None) -> None:
+    tokens = kept + (trunk.prefix if prefix is None else prefix)
     for block in trunk.blocks[start:]:
         cost.products(_matrices(block.module), tokens, learns)
         cost.attention(tokens, tokens, trunk.width, learns, learns)
 
 
-def _conditioned(region: _Cost, trunk: Trunk, fusion: ConditionedFusion, kept: int, learns: bool) -> None:
+def _conditioned(
+    region: _Cost, trunk: Trunk, fusion: ConditionedFusion, kept: int, learns: bool, written: bool
+) -> None:
     """A pass of its own for each prompt, above the first block that sees it."""
-    tokens, written = trunk.prefix + kept, learns or _learns(fusion)
+    tokens = trunk.prefix + kept
+    region.products(_matrices(fusion.encoder), 1, passes_back=_learns(fusion.encoder))
     _blocks(region, trunk, kept, written, fusion.depths[0])
     for number, block in enumerate(fusion.blocks):
         assert isinstance(block.attention, nn.MultiheadAttention) and isinstance(block.dense, nn.Linear)
@@ -149,19 +237,7 @@ def _conditioned(region: _Cost, trunk: Trunk, fusion: ConditionedFusion, kept: i
         before = learns or number > 0
         region.products([query, block.attention.out_proj.weight], tokens, before)
         region.products([block.dense.weight], kept, False)
-
-
-def _unprompted(trunk: Trunk, kept: int) -> float:
-    cost = _Cost()
-    cost.products(_patch_matrices(trunk), trunk.grid[0] * trunk.grid[1], False)
-    _blocks(cost, trunk, kept, False, 0)
-    if trunk.pool is not None:
-        keys, own = _pool_matrices(trunk)
-        cost.products(keys, kept, False)
-        cost.products(own, 1, False)
-        cost.attention(1, kept, trunk.width, False, False)
-    cost.products(_head_matrices(trunk), 1, False)
-    return cost.forward
+    region.products(_head_matrices(trunk), 1, written)
 
 
 def _text_tower(model: RegionCLIP) -> _Cost:
@@ -213,6 +289,10 @@ def _matrices(module: nn.Module) -> list[Tensor]:
     """Weights of linear layers (and of attention); type embeddings and learned tokens are none."""
     linear = {id(m.weight) for m in module.modules() if isinstance(m, nn.Linear)}
     return [p for n, p in module.named_parameters() if id(p) in linear or n.endswith("in_proj_weight")]
+
+
+def _patches(trunk: Trunk) -> int:
+    return trunk.grid[0] * trunk.grid[1]
 
 
 def _patch_matrices(trunk: Trunk) -> list[Tensor]:

@@ -15,13 +15,12 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from medpclip.data.lexicon import Lexicon
 from medpclip.data.loading.loader import Batch
-from medpclip.data.loading.texts import Text, draw_image_text, draw_region_texts, known_of_regions, targets
+from medpclip.data.loading.texts import Text
 from medpclip.data.loading.windows import CutWindows
 from medpclip.distributed import World
 from medpclip.losses import Contrast, Side, TextShares, info_nce, sigmoid
@@ -30,9 +29,10 @@ from medpclip.models.preprocess import Preprocess
 from medpclip.train.config import LossConfig, TrainConfig
 from medpclip.train.engines import Engine, Outputs
 from medpclip.train.patch_drop import kept_patches
+from medpclip.train.step_texts import Place, agree_on_texts
 from medpclip.train.truncation import truncation_rate
 
-_TEXTS, _PATCHES, _MODEL = 2, 4, 5  # what a random stream is for; the loader has 0, 1 and 3
+_PATCHES = 4  # what a random stream is for; the loader has 0, 1 and 3, texts and the model 2 and 5
 
 Anchor = Callable[[Tensor], Tensor]
 """Pixels (b, 3, S, S) -> the initial model's image embeddings (b, D), L2-normalised."""
@@ -111,11 +111,9 @@ def prepare(
     batches: Sequence[Batch], lexicon: Lexicon, model: RegionCLIP, config: TrainConfig, step: int, world: World
 ) -> StepInputs:
     """Draw what a step still needs: texts, alike on all ranks, and patches to drop. All ranks call it together."""
-    place = _Place(config.seed, step, world, len(batches), len(batches[0].image_facts))
-    image_facts = [facts for batch in batches for facts in batch.image_facts]
-    region_facts = [facts for batch in batches for row in batch.region_facts for facts in row]
-    image_texts, region_texts = _agree_on_texts(image_facts, region_facts, lexicon, config, place)
-    texts = image_texts + region_texts
+    place = Place(config.seed, step, world, len(batches), len(batches[0].image_facts))
+    step_texts = agree_on_texts(batches, lexicon, config, place)
+    texts = step_texts.image + step_texts.region
     shares = TextShares(len(texts), world.size, len(batches))
     numbers = shares.of(world.rank)
     wordings = [texts[number].wording if number >= 0 else "" for number in numbers.tolist()]
@@ -137,58 +135,13 @@ def prepare(
         micros,
         shares,
         texts,
-        len(image_texts),
-        torch.from_numpy(targets(image_facts, image_texts, lexicon)),
-        torch.from_numpy(targets(region_facts, region_texts, lexicon)),
+        len(step_texts.image),
+        step_texts.image_targets,
+        step_texts.region_targets,
         [place.model_seed(micro) for micro in range(len(batches))],
         sum(_number(key) for batch in batches for key in batch.keys),
         cut,
     )
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a rank's images stand in a step, so that what is drawn for one doesn't depend on who has it."""
-
-    seed: int
-    step: int
-    world: World
-    micros: int
-    batch_size: int
-
-    def of(self, micro: int, b: int) -> int:
-        """The number of an image in the whole step, as `BatchOrder` deals them out."""
-        return (micro * self.world.size + self.world.rank) * self.batch_size + b
-
-    def model_seed(self, micro: int) -> int:
-        state = np.random.SeedSequence((self.seed, _MODEL, self.step, micro * self.world.size + self.world.rank))
-        return int(state.generate_state(1, np.uint64)[0] >> 1)  # torch takes 63 bits
-
-
-def _agree_on_texts(
-    image_facts: Sequence, region_facts: Sequence, lexicon: Lexicon, config: TrainConfig, place: _Place
-) -> tuple[list[Text], list[Text]]:
-    """The step's image and region texts, sorted, the same on all ranks; each of them once."""
-    sampling = config.data.texts
-    drawn = {
-        draw_image_text(
-            facts,
-            lexicon,
-            sampling,
-            np.random.default_rng((config.seed, _TEXTS, place.step, place.of(*divmod(i, place.batch_size)))),
-        )
-        for i, facts in enumerate(image_facts)
-    }
-    mine = [[[text.facts, text.wording] for text in sorted(drawn)], sorted(known_of_regions(region_facts))]
-    everyone = place.world.gather(mine)
-    image_texts = {
-        Text(tuple((name, value) for name, value in facts), wording)
-        for theirs, _ in everyone
-        for facts, wording in theirs
-    }
-    known = {(term, name, value) for _, theirs in everyone for term, name, value in theirs}
-    rng = np.random.default_rng((config.seed, _TEXTS, place.step))
-    return sorted(image_texts), sorted(draw_region_texts(known, lexicon, sampling, rng))
 
 
 def _number(key: str) -> int:

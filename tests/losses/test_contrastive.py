@@ -50,6 +50,13 @@ def brute_sigmoid(s: np.ndarray, t: np.ndarray) -> float:
     return pairs / max(1, int((t == 1).any(1).sum()))
 
 
+def drawn_plain(items: int, texts: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The same where each item has one text, which it may share, and all others are false of it."""
+    x, y, _ = drawn(items, texts, seed)
+    own = torch.randint(0, texts, (items,))
+    return x, y, (2 * torch.nn.functional.one_hot(own, texts) - 1).to(torch.int8)
+
+
 def drawn(items: int, texts: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Items, texts, targets."""
     torch.manual_seed(seed)
@@ -82,7 +89,7 @@ def test_losses_equal_a_double_loop(items: int, texts: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("logits", [1, 1 << 22])  # a row at a time, and all at once
-@pytest.mark.parametrize("kind", ["sum", "mean", "sigmoid"])
+@pytest.mark.parametrize("kind", ["sum", "mean", "plain", "sigmoid"])
 @settings(max_examples=15, deadline=None)
 @given(counts=st.tuples(st.integers(0, 6), st.integers(0, 6)), texts=st.tuples(st.integers(0, 5), st.integers(1, 5)))
 def test_gradients_are_those_of_autograd(
@@ -94,7 +101,7 @@ def test_gradients_are_those_of_autograd(
         _, all_texts, _ = drawn(1, sum(texts), 5)
         sides = []
         for place, (n, m) in enumerate(zip(counts, texts, strict=True)):
-            x, _, t = drawn(n, m, place)
+            x, _, t = drawn_plain(n, m, place) if kind == "plain" and m else drawn(n, m, place)
             sides.append(side(x, t, scale=0.5 + place, first=texts[0] * place))
         ours = contrast(kind, sides, all_texts)
     y = all_texts.clone().requires_grad_()
@@ -120,8 +127,39 @@ def test_one_true_text_each_is_open_clips_loss() -> None:
     one = side(image, targets, math.log(10.0), -3.0)
     expected = ClipLoss()(image, text, torch.tensor(10.0))
     assert torch.allclose(contrast("sum", [one], text).sides[0].loss, expected, atol=1e-6)
+    assert torch.allclose(contrast("plain", [one], text).sides[0].loss, expected, atol=1e-6)
     theirs = SigLipLoss()(image, text, torch.tensor(10.0), torch.tensor(-3.0))
     assert torch.allclose(contrast("sigmoid", [one], text).sides[0].loss, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("logits", [1, 1 << 22])
+def test_plain_is_open_clips_loss_with_a_text_of_its_own_for_each_item(
+    logits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its value and gradients, where equal texts stand in several columns there, and in one here."""
+    from open_clip.loss import ClipLoss
+
+    monkeypatch.setattr(contrastive, "_LOGITS", logits)
+    sides, losses = [], []
+    _, all_texts, _ = drawn(1, 3 + 5, 2)
+    texts = all_texts.clone().requires_grad_()
+    for first, count, items in ((0, 3, 8), (3, 5, 17)):
+        x, _, targets = drawn_plain(items, count, first)
+        assert len(set(targets.argmax(1).tolist())) < items  # some share theirs
+        one = side(x, targets, first=first)
+        one.items = x.clone().requires_grad_()
+        one.log_scale.requires_grad_()
+        own = texts[first : first + count][targets.argmax(1)]
+        losses.append(ClipLoss()(one.items, own, one.log_scale.exp()))
+        (one.weight * losses[-1]).backward()
+        sides.append(one)
+    with torch.no_grad():
+        ours = contrast("plain", sides, all_texts)
+    for one, result, loss in zip(sides, ours.sides, losses, strict=True):
+        assert result.loss.item() == pytest.approx(loss.item(), rel=1e-12)
+        assert torch.allclose(result.items, one.items.grad, rtol=1e-10, atol=1e-14)
+        assert torch.allclose(result.log_scale, one.log_scale.grad, rtol=1e-10, atol=1e-14)
+    assert torch.allclose(ours.texts, texts.grad, rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize("kind", ["sum", "mean", "sigmoid"])
@@ -164,10 +202,10 @@ def ranks_script() -> None:
     world = join("cpu")
     items, texts = (3, 0, 5, 2)[: world.size], (4, 6)
     worst = 0.0
-    for kind in ("sum", "mean", "sigmoid"):
+    for kind in ("sum", "mean", "plain", "sigmoid"):
         whole, parts = [], []
         for place, m in enumerate(texts):
-            x, _, t = drawn(sum(items), m, 10 + place)
+            x, _, t = (drawn_plain if kind == "plain" else drawn)(sum(items), m, 10 + place)
             start = sum(items[: world.rank])
             part = slice(start, start + items[world.rank])
             first = texts[0] * place

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from medpclip.errors import MedpclipError
 from medpclip.models import FusionConfig, ModelConfig, RegionCLIP
+from medpclip.models.fusions import FUSION_KINDS
 from medpclip.models.load import build_model, load_model
 from medpclip.models.prompts import Prompts
 
@@ -60,6 +61,29 @@ def test_the_same_model(checkpoint: Path, where: str) -> None:
     before = load_model(checkpoint)
     assert all(torch.equal(tensor, before.state_dict()[name]) for name, tensor in again.state_dict().items())
     assert torch.equal(outputs(again), outputs(before))
+
+
+def test_a_checkpoint_from_before_some_of_fusions_keys(checkpoint: Path) -> None:
+    before = outputs(load_model(checkpoint))
+    meta = json.loads((checkpoint / "meta.json").read_text())
+    for key in ("parts", "glimpse", "glimpse_context"):
+        del meta["config"]["model"]["fusion"][key]
+    (checkpoint / "meta.json").write_text(json.dumps(meta))
+    assert torch.equal(outputs(load_model(checkpoint)), before)
+    again = build_model(ModelConfig(pretrained=str(checkpoint), logit_bias=-10.0, fusion=FUSION))
+    assert torch.equal(outputs(again), before)
+    fusion = FusionConfig(prompt_dim=16, glimpse=2)
+    with pytest.raises(MedpclipError, match=r"its fusion.glimpse is 0, model.fusion.glimpse is 2; take the same"):
+        build_model(ModelConfig(pretrained=str(checkpoint), fusion=fusion))
+
+
+@pytest.mark.parametrize("kind", FUSION_KINDS)
+def test_every_kind_is_read_back(kind: str, micro_trunk: Path, tmp_path: Path) -> None:
+    model = moved(ModelConfig(str(micro_trunk), fusion=FusionConfig(kind, 16)))  # type: ignore[arg-type]
+    folder = save(model, tmp_path / "run")
+    again = load_model(folder)
+    assert type(again.fusion) is type(model.fusion) and again.fusion.window == model.fusion.window
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
 def test_a_higher_resolution_and_on_from_there(checkpoint: Path, tmp_path: Path) -> None:

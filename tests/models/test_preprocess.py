@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from medpclip.data.loading.windows import CutWindows
 from medpclip.models.preprocess import Preprocess
 
 PREPROCESS = Preprocess(16, (0.48, 0.45, 0.4), (0.27, 0.26, 0.28))
@@ -34,3 +35,14 @@ def test_recolouring_is_a_look_up_table_to_within_a_grey_level(gain: float, offs
     for row, shift in ((1, offset), (3, -offset)):
         table = np.clip(np.round((np.arange(256) - 128) * gain + 128 + shift), 0, 255)
         assert np.abs(greys(pixels[row : row + 1]) - table).max() <= 1
+
+
+def test_windows_get_their_images_colours() -> None:
+    preprocess = Preprocess(32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    cut_out = CutWindows(torch.randint(0, 256, (2, 3, 8, 8, 3), dtype=torch.uint8), torch.rand(2, 3, 4))
+    colours = torch.tensor([[1.2, 10.0], [0.8, -20.0]])
+    windows = preprocess.to_windows(cut_out, colours)
+    for b in range(2):
+        expected = preprocess.to_pixels(cut_out.pixels[b], colours[b : b + 1].expand(3, 2))
+        assert torch.equal(windows.pixels[b], expected)
+    assert torch.equal(windows.rects, cut_out.rects)

@@ -17,7 +17,7 @@ from medpclip.errors import MedpclipError
 from medpclip.models import FusionConfig, ModelConfig
 from medpclip.models.load import build_model, find_checkpoint, load_model, read_meta
 from medpclip.train import checkpoint
-from medpclip.train.checkpoint import code_hash
+from medpclip.train.checkpoint import code_hash, trained_on
 from medpclip.train.config import CheckpointConfig, TrainConfig
 from medpclip.train.engines.local import LocalEngine
 
@@ -105,6 +105,12 @@ def test_meta_says_what_it_was_trained_on(engine: LocalEngine, config: TrainConf
     assert told["terms"] == sorted(manifest["splits"]["train"]["category"]) and told["terms"]
     assert told["manifests"] == [meta["data"]["0"]]
     assert meta["code"] == code_hash() and len(code_hash()) == 64 and meta["device"] == "cpu"
+
+
+def test_terms_that_are_left_out_were_not_trained_on(config: TrainConfig) -> None:
+    first, *others = trained_on(config)["terms"]
+    config.data.leave_out_terms = [first]
+    assert trained_on(config)["terms"] == others
 
 
 @pytest.mark.parametrize(("key", "value"), [("torch", "1.0"), ("medpclip", "0.0.1"), ("device", "cuda (a GPU)")])

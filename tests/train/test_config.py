@@ -41,6 +41,7 @@ def read(section: str, values: Values) -> TrainConfig:
         ("loss", {"image_weight": 0, "region_weight": 0}, "at least 0, one of them more than 0"),
         ("loss", {"image_weight": -1}, "at least 0, one of them more than 0"),
         ("loss", {"region_weight": ".nan"}, "at least 0, one of them more than 0"),
+        ("loss", {"kind": "sigmoid", "positives": "plain"}, "'positives' plain needs kind infonce, which is sigmoid"),
     ],
 )
 def test_what_makes_no_run_is_one_line(section: str, values: Values, expected: str) -> None:
@@ -66,6 +67,7 @@ def test_betas_are_two_numbers(betas: Any) -> None:
         ("tracking", {"peak_tflops": 989}),
         ("loss", {"image_weight": 0}),
         ("loss", {"region_weight": 0}),
+        ("loss", {"positives": "plain"}),
     ],
 )
 def test_the_ends_of_ranges_and_null_are_fine(section: str, values: Values) -> None:

@@ -13,9 +13,11 @@ import yaml
 from medpclip.data.phantom import write_phantoms
 from medpclip.errors import MedpclipError
 from medpclip.evaluation.corpus import read_corpus
-from medpclip.evaluation.result import answers
+from medpclip.evaluation.features import Features
+from medpclip.evaluation.result import ModelFacts
+from medpclip.evaluation.run import run_task
+from medpclip.evaluation.subject import Subject
 from medpclip.evaluation.task import load_task
-from medpclip.evaluation.zero_shot import run_task
 from medpclip.models import RegionCLIP
 from medpclip.models.load import build_model
 from medpclip.models.region_clip import ModelConfig
@@ -70,13 +72,14 @@ def test_it_measures_the_weights_that_it_is_given_and_leaves_no_trace(
     assert len(signs) >= 3
 
     task = load_task(path)
-    scores = run_task(other, task, read_corpus(task))
+    subject = Subject.of_model(other, ModelFacts("other", "0" * 64, 7), prompted=True)
+    regions = run_task(Features(subject, shown=False), task, read_corpus(task)).of("region")
     assert set(figures) == {
         "phantom/image/modality/balanced_accuracy",
-        *(f"phantom/region/{s.name}/box/{c}/balanced_accuracy" for s in scores.region for c in task.comparators),
+        *(f"phantom/region/{s.name}/box/{c}/balanced_accuracy" for s in regions for c in task.comparators),
     }
-    for source in scores.region:
-        right = answers(source.values["box", "prompted"]) == source.true
+    for source in regions:
+        right = source.values["box", "prompted"].argmax(1) == source.true
         classes = np.unique(source.true)
         want = np.mean([right[source.true == one].mean() for one in classes])
         assert figures[f"phantom/region/{source.name}/box/prompted/balanced_accuracy"] == pytest.approx(want)
@@ -85,6 +88,8 @@ def test_it_measures_the_weights_that_it_is_given_and_leaves_no_trace(
     assert written["model"]["name"] == "run/step-00000007" and written["model"]["step"] == 7
     assert {f"phantom/{name}": value for name, value in flat(written).items()} == figures
     assert str(tmp_path) not in json.dumps(written)
+    lines = (tmp_path / "run/evaluation/step-00000007/phantom/predictions.jsonl").read_text().splitlines()
+    assert {json.loads(line)["section"] for line in lines} == {"image", "region"}
     assert evaluator.evaluate(other.state_dict(), 8) == figures
 
 
@@ -113,14 +118,27 @@ def test_a_result_that_cannot_be_written_is_one_line(tmp_path: Path, shards: Pat
 
 
 def test_means_over_sources_have_a_name_of_their_own() -> None:
-    row = {"prompt": "box", "comparator": "prompted", "value": 0.5}
+    row = {"section": "region", "prompt": "box", "comparator": "prompted", "part": None, "value": 0.5}
+    row["metric"] = "balanced_accuracy"
+    image = {"section": "image", "name": "labels.view", "prompt": "image", "comparator": "unprompted"}
     result = {
-        "region": [row | {"source": "a"}, row | {"source": "b", "value": None}],
-        "headline": [row | {"sources": ["a", "b"], "value": 0.25}],
-        "image": [{"label": "labels.view", "value": 1.0}],
+        "rows": [
+            row | {"name": "a"},
+            row | {"name": "b", "value": None},
+            row | {"name": "a", "metric": "accuracy"},
+            row | {"name": "a", "part": "size: small"},
+            row | image | {"value": 1.0},
+            row | image | {"prompt": "full_box", "comparator": "prompted"},
+            row | {"section": "retrieval", "name": "image to text: a", "metric": "recall@5"},
+        ],
+        "headline": [row | {"name": "MEAN", "sources": ["a", "b"], "value": 0.25}],
     }
     assert flat(result) == {
         "region/a/box/prompted/balanced_accuracy": 0.5,
         "region/MEAN/box/prompted/balanced_accuracy": 0.25,
         "image/labels.view/balanced_accuracy": 1.0,
+        "image/labels.view/full_box/prompted/balanced_accuracy": 0.5,
+        "retrieval/image to text: a/box/prompted/recall@5": 0.5,
     }
+    result["headline"][0]["sources"] = ["a"]
+    assert "region/MEAN/box/prompted/balanced_accuracy" not in flat(result)

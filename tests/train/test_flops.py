@@ -11,7 +11,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from medpclip.models import FusionConfig, ModelConfig, Prompts, RegionCLIP
+from medpclip.models.fusions import FUSION_KINDS
 from medpclip.models.load import build_model
+from medpclip.models.prompts import Windows
 from medpclip.train.flops import count_flops
 
 VISION = {"image_size": 160, "patch_size": 16, "width": 256, "layers": 4, "head_width": 32}
@@ -40,7 +42,7 @@ BERT = {
 IMAGES, REGIONS, TEXTS = 2, 3, 5
 
 
-def build(tmp_path: Path, kind: str, fusion: str = "region_tokens") -> RegionCLIP:
+def build(tmp_path: Path, kind: str, fusion: str = "region_tokens", **settings: Any) -> RegionCLIP:
     vision: dict[str, Any] = VISION
     text: dict[str, Any] = TEXT
     if kind == "timm":
@@ -58,8 +60,11 @@ def build(tmp_path: Path, kind: str, fusion: str = "region_tokens") -> RegionCLI
     dim = 768 if kind == "siglip" else 128
     path = tmp_path / "small-16.json"
     path.write_text(json.dumps({"embed_dim": dim, "vision_cfg": vision, "text_cfg": text}))
-    fusion_config = FusionConfig(kind=fusion, prompt_dim=64, depths=[1, 3] if fusion == "conditioned" else None)  # type: ignore[arg-type]
-    return build_model(ModelConfig(trunk=str(path), fusion=fusion_config))
+    if fusion == "conditioned":
+        settings = {"depths": [1, 3]} | settings
+    fusion_config = FusionConfig(kind=fusion, prompt_dim=64, **settings)  # type: ignore[arg-type]
+    with torch.device("cpu" if kind == "bert" else "meta"):  # transformers look at what the attention mask holds
+        return build_model(ModelConfig(trunk=str(path), fusion=fusion_config))
 
 
 def counted(model: RegionCLIP, backward: bool = True, keep: Tensor | None = None, device: str = "meta") -> int:
@@ -78,7 +83,12 @@ def counted(model: RegionCLIP, backward: bool = True, keep: Tensor | None = None
     text = torch.zeros(TEXTS, context, dtype=torch.int64, device=device)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         pixels = torch.zeros(IMAGES, 3, size, size, device=device)
-        out = model(pixels, prompts, text, keep)
+        windows = None
+        if model.fusion.window is not None:
+            side = model.fusion.window.size
+            squares = torch.zeros(IMAGES, REGIONS, 3, side, side, device=device)
+            windows = Windows(squares, torch.zeros(IMAGES, REGIONS, 4, device=device))
+        out = model(pixels, prompts, text, keep, windows)
         if backward:
             assert out.region is not None and out.text is not None
             (out.image.sum() + out.region.sum() + out.text.sum()).backward()
@@ -89,7 +99,7 @@ def counted(model: RegionCLIP, backward: bool = True, keep: Tensor | None = None
 @pytest.mark.parametrize("kind", ["clip", "timm", "siglip", "bert"])
 def test_as_torch_counts(tmp_path: Path, kind: str, backward: bool) -> None:
     model = build(tmp_path, kind)
-    device = "cpu" if kind == "bert" else "meta"  # transformers look at what the attention mask holds
+    device = "cpu" if kind == "bert" else "meta"
     ours = count_flops(model, backward=backward).step(IMAGES, IMAGES * REGIONS, TEXTS)
     assert ours == pytest.approx(counted(model, backward, device=device), rel=0.02)
 
@@ -102,10 +112,46 @@ def test_dropped_patches_cost_nothing_beyond_their_embedding(tmp_path: Path) -> 
     assert ours < 0.6 * count_flops(model).step(IMAGES, IMAGES * REGIONS, TEXTS)
 
 
-def test_a_pass_per_prompt_is_counted(tmp_path: Path) -> None:
-    model = build(tmp_path, "clip", "conditioned")
-    ours = count_flops(model).step(IMAGES, IMAGES * REGIONS, TEXTS)
-    assert ours == pytest.approx(counted(model), rel=0.03)
+@pytest.mark.parametrize(
+    ("fusion", "kind"), [*((fusion, "clip") for fusion in FUSION_KINDS), ("mask_pooling", "siglip"), ("crop", "siglip")]
+)
+def test_every_way_to_point(tmp_path: Path, fusion: str, kind: str) -> None:
+    model = build(tmp_path, kind, fusion)
+    keep = torch.arange(40, device="meta").expand(IMAGES, -1)
+    for backward in (False, True):
+        ours = count_flops(model, 40, backward).step(IMAGES, IMAGES * REGIONS, TEXTS)
+        assert ours == pytest.approx(counted(model, backward, keep), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        ({"glimpse": 4}, "clip"),
+        ({"glimpse": 4, "parts": ["start"]}, "clip"),
+        ({"glimpse": 4, "depths": [0, 2]}, "clip"),
+        ({"parts": ["logits"]}, "clip"),
+        ({"parts": ["start", "values"], "depths": [1]}, "clip"),
+        ({"glimpse": 4, "parts": ["keys"]}, "siglip"),
+    ],
+)
+def test_glimpses_and_parts_of_region_tokens(tmp_path: Path, settings: dict[str, Any], kind: str) -> None:
+    model, plain = build(tmp_path, kind, **settings), build(tmp_path, kind)
+    for backward in (False, True):
+        ours = count_flops(model, backward=backward)
+        found = ours.step(IMAGES, IMAGES * REGIONS, TEXTS)
+        assert found == pytest.approx(counted(model, backward), rel=0.02)
+        # A glimpse makes up most of what a region costs, and without some parts it costs no more.
+        assert (ours.region > 2 * count_flops(plain, backward=backward).region) == ("glimpse" in settings)
+
+
+@pytest.mark.parametrize("fusion", ["alpha_channel", "crop"])
+def test_a_frozen_trunk_passes_gradients_to_the_alpha_channel_alone(tmp_path: Path, fusion: str) -> None:
+    model = build(tmp_path, "clip", fusion)
+    model.visual.requires_grad_(False)
+    forward, ours = count_flops(model, backward=False), count_flops(model)
+    assert ours.image == forward.image
+    assert ours.step(IMAGES, IMAGES * REGIONS, TEXTS) == pytest.approx(counted(model), rel=0.02)
+    assert (ours.region > 1.8 * forward.region) == (fusion == "alpha_channel")
 
 
 def test_a_frozen_text_tower_has_no_backward(tmp_path: Path) -> None:

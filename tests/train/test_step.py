@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from open_clip.loss import ClipLoss
 from ranks import run_ranks
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from whole_losses import whole_loss
 
 from medpclip.data.lexicon import Lexicon
 from medpclip.data.loading.loader import Batch, DataConfig, RegionDataset, make_loader
+from medpclip.data.loading.texts import POSITIVE, TextSampling, targets
+from medpclip.data.loading.windows import CutWindows
 from medpclip.data.phantom import write_phantoms
 from medpclip.distributed import World, join
 from medpclip.models import FusionConfig, ModelConfig, RegionCLIP
@@ -23,7 +26,7 @@ from medpclip.train.engines.local import LocalEngine
 from medpclip.train.step import StepInputs, prepare, run_step
 
 IMAGES = 8
-LOSSES = ("infonce", "infonce-mean", "sigmoid")
+LOSSES = ("infonce", "infonce-mean", "infonce-plain", "sigmoid")
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +37,14 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_config(shards: Path, trunk: Path, loss: str, **changes: Any) -> TrainConfig:
+    kind, _, positives = loss.partition("-")
     return TrainConfig(
         out=Path("unused"),
         data=DataConfig([shards], workers=0),
         model=ModelConfig(
-            str(trunk), logit_bias=-5.0 if loss == "sigmoid" else None, fusion=FusionConfig(prompt_dim=16)
+            str(trunk), logit_bias=-5.0 if kind == "sigmoid" else None, fusion=FusionConfig(prompt_dim=16)
         ),
-        loss=LossConfig(
-            "sigmoid" if loss == "sigmoid" else "infonce", "mean" if "mean" in loss else "sum", image_weight=0.7
-        ),
+        loss=LossConfig(kind, positives or "sum", image_weight=0.7),  # type: ignore[arg-type]
         batch_size=IMAGES,
         **changes,
     )
@@ -60,7 +62,7 @@ def make_model(config: TrainConfig, dtype: torch.dtype) -> RegionCLIP:
 
 def whole_batch(config: TrainConfig, model: RegionCLIP) -> Batch:
     """Images that differ in how many regions they have (some none) and how these are pointed at."""
-    data = RegionDataset(config.data, 64, model.mask_grid, model.preprocess.fill, 0)
+    data = RegionDataset(config.data, 64, model.mask_grid, model.preprocess.fill, 0, model.fusion.window)
     batch = next(make_loader(data, IMAGES))
     for b in range(IMAGES):
         if b in (4, 5):  # a rank of two has fewer then; one of four has none
@@ -79,6 +81,7 @@ def whole_batch(config: TrainConfig, model: RegionCLIP) -> Batch:
 def part_of(batch: Batch, start: int, stop: int) -> Batch:
     rows = slice(start, stop)
     prompts = {name: tensor[rows] for name, tensor in batch.prompts.items()}
+    windows = batch.windows and CutWindows(batch.windows.pixels[rows], batch.windows.rects[rows])
     return Batch(
         batch.images[rows],
         batch.colours[rows],
@@ -86,6 +89,7 @@ def part_of(batch: Batch, start: int, stop: int) -> Batch:
         batch.image_facts[rows],
         batch.region_facts[rows],
         batch.keys[rows],
+        windows,
     )
 
 
@@ -97,7 +101,8 @@ def cut(batch: Batch, world: World, micros: int) -> list[Batch]:
 
 
 LEXICON = Lexicon.load()
-CASES = [("infonce", torch.float64), ("infonce-mean", torch.float64), ("sigmoid", torch.float64),
+CASES = [("infonce", torch.float64), ("infonce-mean", torch.float64), ("infonce-plain", torch.float64),
+         ("infonce-plain", torch.float64), ("sigmoid", torch.float64),
          ("infonce", torch.float32), ("sigmoid", torch.float32)]  # fmt: skip
 
 
@@ -126,7 +131,7 @@ def as_rank(shards: str, trunk: str, folder: str) -> None:
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_have_the_gradients_of_one_process(world: int, shards: Path, micro_trunk: Path, tmp_path: Path) -> None:
-    """Both losses, ranks with other numbers of regions and kinds of prompt, one of four with none."""
+    """All losses, ranks with other numbers of regions and kinds of prompt, one of four with none; one micro-batch or two."""
     for case, (loss, dtype) in enumerate(CASES):
         whole, losses = gradients(make_config(shards, micro_trunk, loss), World(), 1, dtype)
         whole = {name: gradient.contiguous() for name, gradient in whole.items()}
@@ -181,12 +186,16 @@ def test_the_feature_cache_is_one_backward_through_all_graphs(loss: str, shards:
         assert (cached[name] - gradient).abs().max() <= 1e-10, name
 
 
-def test_micro_batches_have_the_gradients_of_one_forward(shards: Path, micro_trunk: Path) -> None:
+@pytest.mark.parametrize("glimpse", [0, 2])
+def test_micro_batches_have_the_gradients_of_one_forward(glimpse: int, shards: Path, micro_trunk: Path) -> None:
     config = make_config(shards, micro_trunk, "infonce")
+    config.model.fusion.glimpse = glimpse  # the regions' windows are cut like all else
     whole, _ = gradients(config, World(), 1, torch.float64)
     for micros in (2, 4):
         parts, _ = gradients(config, World(), micros, torch.float64)
-        assert max((parts[name] - whole[name]).abs().max().item() for name in whole) <= 1e-10
+        # A glimpse's positions are interpolated in float32.
+        limit = 1e-8 if glimpse else 1e-10
+        assert max((parts[name] - whole[name]).abs().max().item() for name in whole) <= limit
 
 
 def test_the_contrast_is_in_float32_under_autocast(shards: Path, micro_trunk: Path) -> None:
@@ -226,16 +235,26 @@ def test_the_model_sees_the_drawn_colours(shards: Path, micro_trunk: Path) -> No
     assert not torch.equal(shown[0], model.preprocess.to_pixels(batch.images))
 
 
-def test_the_anchor_pulls_towards_the_initial_embedding(shards: Path, micro_trunk: Path, tmp_path: Path) -> None:
-    """Its loss and gradient against autograd, over two micro-batches."""
+@pytest.mark.parametrize("glimpse", [0, 2])
+def test_the_anchor_pulls_towards_the_initial_embedding(glimpse: int, shards: Path, micro_trunk: Path) -> None:
+    """Its loss and gradient against autograd, over two micro-batches. It sees whole images, windows or not."""
     config = make_config(shards, micro_trunk, "infonce")
+    config.model.fusion.glimpse = glimpse
     config.loss = LossConfig(image_weight=0.0, region_weight=0.0, anchor_weight=0.8)
     model = make_model(config, torch.float64)
     initial = torch.nn.functional.normalize(torch.randn(IMAGES, 32, dtype=torch.float64), dim=-1)
     engine = LocalEngine(model, config, World(), torch.device("cpu"))
     inputs = prepare(cut(whole_batch(config, model), World(), 2), LEXICON, model, config, 7, World())
-    parts = iter(initial.split(4))
-    losses = run_step(engine, inputs, config.loss, World(), lambda pixels: next(parts))
+    assert all((micro.windows is not None) == (glimpse > 0) for micro in inputs.micros)
+    parts, seen = iter(initial.split(4)), []
+
+    def anchor(pixels: Tensor) -> Tensor:
+        seen.append(pixels)
+        return next(parts)
+
+    losses = run_step(engine, inputs, config.loss, World(), anchor)
+    pixels = [model.preprocess.to_pixels(micro.images, micro.colours) for micro in inputs.micros]
+    assert torch.equal(torch.cat(seen), torch.cat(pixels))
     ours = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     images = [
@@ -247,6 +266,8 @@ def test_the_anchor_pulls_towards_the_initial_embedding(shards: Path, micro_trun
     for name, p in model.named_parameters():
         if p.grad is not None:
             assert torch.allclose(ours[name], p.grad, atol=1e-12), name
+    # What an anchor holds is the embedding without prompts, which a fusion has no part in.
+    assert all((g == 0).all() for name, g in ours.items() if name.startswith("fusion."))
 
 
 def test_texts_and_patches_do_not_depend_on_who_has_the_image(shards: Path, micro_trunk: Path) -> None:
@@ -260,6 +281,74 @@ def test_texts_and_patches_do_not_depend_on_who_has_the_image(shards: Path, micr
     assert one.micros[0].keep is not None and torch.equal(one.micros[0].keep, keep)
     other = prepare(cut(batch, World(), 1), LEXICON, model, config, 8, World())
     assert other.micros[0].keep is not None and not torch.equal(keep, other.micros[0].keep)
+
+
+def test_plain_gives_every_image_and_region_the_one_text_drawn_for_it(shards: Path, micro_trunk: Path) -> None:
+    """The losses are open_clip's on square matrices, where equal texts are negatives of each other's items."""
+    config = make_config(shards, micro_trunk, "infonce-plain")
+    # Few wordings, so that regions share some.
+    config.data.texts = TextSampling(synonyms=0, descriptions=0, attributes=0, region_templates=["{name}", "a {name}"])
+    model = make_model(config, torch.float64)
+    batch = whole_batch(config, model)
+    engine = LocalEngine(model, config, World(), torch.device("cpu"))
+    inputs = prepare(cut(batch, World(), 2), LEXICON, model, config, 7, World())
+    texts = {"image": inputs.texts[: inputs.image_texts], "region": inputs.texts[inputs.image_texts :]}
+    facts = {"image": batch.image_facts, "region": [known for row in batch.region_facts for known in row]}
+    drawn = {"image": inputs.image_targets, "region": inputs.region_targets}
+    for name, own in drawn.items():
+        assert own.shape == (len(facts[name]), len(texts[name]))
+        assert ((own == 1).sum(1) == 1).all() and (own == 1).any(0).all() and not (own == 0).any()
+        assert (targets(facts[name], texts[name], LEXICON)[own.numpy() == 1] == POSITIVE).all()
+    assert len(texts["region"]) < len(facts["region"]) > 8
+    terms = [known["term"] for known in facts["region"]]
+    wordings = {term: {j for t, j in zip(terms, own.argmax(1).tolist(), strict=True) if t == term} for term in terms}
+    assert max(map(len, wordings.values())) > 1  # a term is worded anew for each region
+
+    losses = run_step(engine, inputs, config.loss, World())
+    with torch.no_grad():
+        out = [
+            module._forward(engine, model.preprocess, *pair) for pair in zip(inputs.micros, inputs.seed, strict=True)
+        ]
+        text = inputs.shares.in_order(torch.cat([o[2] for o in out]))
+        images = torch.cat([o[0] for o in out])
+        regions = torch.cat([o[1].flatten(0, 1)[m.regions] for o, m in zip(out, inputs.micros, strict=True)])
+        scalars = out[0][3]
+        by_image = text[: inputs.image_texts][inputs.image_targets.argmax(1)]
+        by_region = text[inputs.image_texts :][inputs.region_targets.argmax(1)]
+        assert losses.image == pytest.approx(ClipLoss()(images, by_image, scalars[0].exp()).item(), rel=1e-10)
+        assert losses.region == pytest.approx(ClipLoss()(regions, by_region, scalars[2].exp()).item(), rel=1e-10)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_without_a_loss_nothing_of_it_is_trained(loss: str, shards: Path, micro_trunk: Path) -> None:
+    """Weights of 0: what remains is the other loss alone, its gradient untouched; also in a batch without regions."""
+    whole = {}
+    for weights in ((0.7, 1.0), (0.7, 0.0), (0.0, 1.0)):
+        config = make_config(shards, micro_trunk, loss)
+        config.loss.image_weight, config.loss.region_weight = weights
+        whole[weights], losses = gradients(config, World(), 2, torch.float64)
+        assert losses.loss == pytest.approx(weights[0] * losses.image + weights[1] * losses.region)
+        assert all(torch.isfinite(gradient).all() for gradient in whole[weights].values())
+    both, images, regions = whole.values()
+    for name, gradient in both.items():
+        assert torch.allclose(images[name] + regions[name], gradient, atol=1e-12), name
+        if name.startswith(("fusion.", "region_logit")):
+            assert (images[name] == 0).all(), name
+    assert (regions["clip.logit_scale"] == 0).all() and any((g != 0).any() for n, g in regions.items() if "fusion" in n)
+    assert images["clip.logit_scale"] != 0 and (images["clip.visual.conv1.weight"] != 0).any()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_step_without_any_region(loss: str, shards: Path, micro_trunk: Path) -> None:
+    config = make_config(shards, micro_trunk, loss)
+    model = make_model(config, torch.float64)
+    batch = whole_batch(config, model)
+    batch.region_facts = [[] for _ in batch.keys]
+    engine = LocalEngine(model, config, World(), torch.device("cpu"))
+    inputs = prepare(cut(batch, World(), 2), LEXICON, model, config, 7, World())
+    losses = run_step(engine, inputs, config.loss, World())
+    assert losses.region == 0 and losses.loss == pytest.approx(0.7 * losses.image)
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
 
 
 if __name__ == "__main__":

@@ -26,14 +26,17 @@ from medpclip.data.loading.decode import decode, reduction, render
 from medpclip.data.loading.draws import stream_keys, uniforms
 from medpclip.data.loading.facts import Facts, image_facts, look, region_facts
 from medpclip.data.loading.geometry import Window
+from medpclip.data.loading.left_out import left_out
 from medpclip.data.loading.prompting import empty_arrays
 from medpclip.data.loading.regions import RegionTable
 from medpclip.data.loading.sampling import Pointed, choose, draws_per_region, sample_prompts
 from medpclip.data.loading.strips import Strips
-from medpclip.data.loading.windows import CutWindows
+from medpclip.data.loading.windows import CutWindows, WindowSpec, place_windows
 from medpclip.data.pictures import PictureError
 from medpclip.data.schema import SCHEMA_VERSION, Sample
 from medpclip.errors import MedpclipError
+
+_KEPT_BYTES = 2**23  # a picture that is larger is decoded again for its windows, so that a batch of them fits memory
 
 # What broken facts raise where they are used.
 _AMISS = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError)
@@ -94,12 +97,17 @@ class Batch:
 
 @dataclass
 class _Opened:
-    """A record whose facts are read and whose window is drawn."""
+    """A record whose facts are read and whose window is drawn.
+
+    Attributes:
+        picture: at its own resolution, where it is kept for the regions' windows.
+    """
 
     record: Record
     facts: dict[str, Any]
     window: Window
     colours: tuple[float, float]
+    picture: np.ndarray | None = None
 
 
 @dataclass
@@ -111,12 +119,14 @@ class BatchBuilder:
         image_size: side of the images, in pixels.
         mask_grid: side of the grid for mask prompts.
         fill: the padding's colour.
+        window: which square around each region to cut at the picture's own resolution; None for none.
     """
 
     config: DataConfig
     image_size: int
     mask_grid: int
     fill: tuple[int, ...]
+    window: WindowSpec | None = None
 
     def build(self, records: Sequence[Record | UnreadableSampleError]) -> Batch:
         """The batch of some records, or of why one could not even be read.
@@ -138,6 +148,7 @@ class BatchBuilder:
             if not broken:
                 try:
                     rest = self._regions([opened[place] for place in range(len(places))])
+                    broken = self._add_windows(opened, rest)
                 except _AMISS:
                     broken = _examine(opened)
                     if not broken:
@@ -182,16 +193,12 @@ class BatchBuilder:
             raise UnreadableSampleError("JSON can't be parsed", message) from None
         if not _looks_sound(facts):
             raise _schema_fault(facts, record)
-        width, height, augmentation = facts["width"], facts["height"], self.config.augmentation
-        may_flip = facts.get("laterality") == "none"
-        window = draw_window(width, height, may_flip, augmentation, self.image_size, draws)
-        try:
-            pixels, factor = decode(record.image, record.extension, width, height, reduction(window, self.image_size))
-        except PictureError as error:
-            message = f"{record.where}: {error.detail}; rebuild the shard"
-            raise UnreadableSampleError(error.reason, message) from None
+        augmentation, may_flip = self.config.augmentation, facts.get("laterality") == "none"
+        window = draw_window(facts["width"], facts["height"], may_flip, augmentation, self.image_size, draws)
+        pixels, factor = _decode(record, facts, reduction(window, self.image_size))
         out[:] = render(pixels, factor, window, self.image_size, self.fill)
-        return _Opened(record, facts, window, draw_colours(augmentation, draws))
+        kept = self.window is not None and factor == 1 and pixels.nbytes <= _KEPT_BYTES
+        return _Opened(record, facts, window, draw_colours(augmentation, draws), pixels if kept else None)
 
     def _regions(self, opened: Sequence[_Opened]) -> dict[str, Any]:
         """What a batch says of regions, and of the images that they are in."""
@@ -200,7 +207,8 @@ class BatchBuilder:
         table = RegionTable.read(samples, [o.window for o in opened])
         streams = np.array([o.record.stream for o in opened], np.uint64)
         keys = stream_keys(streams[table.image], table.number + 1)
-        candidates = np.flatnonzero(table.visible())
+        without = left_out(tuple(config.leave_out_terms))
+        candidates = np.flatnonzero(table.visible() & ~without.regions(table))
         first = uniforms(keys[candidates], 1)[:, 0]
         chosen, rank = table.draw(candidates, first, config.balance, config.regions_per_image)
         draws = uniforms(keys[chosen], 1 + draws_per_region(config.prompts))[:, 1:]
@@ -211,9 +219,32 @@ class BatchBuilder:
             facts[image].append(known)
         return {
             "prompts": {name: torch.from_numpy(array) for name, array in arrays.items()},
-            "image_facts": image_facts(samples, table, shown),
+            "image_facts": without.of_images(image_facts(samples, table, shown)),
             "region_facts": facts,
         }
+
+    def _add_windows(self, opened: Mapping[int, _Opened], rest: dict[str, Any]) -> dict[int, UnreadableSampleError]:
+        """Add the regions' windows, where they are asked for, to what `_regions` says; what can't be used, by place."""
+        broken: dict[int, UnreadableSampleError] = {}
+        if self.window is None:
+            return broken
+        counts = np.array([len(known) for known in rest["region_facts"]])
+        given = np.arange(self.config.regions_per_image) < counts[:, None]
+        prompts = {name: tensor.numpy() for name, tensor in rest["prompts"].items()}
+        windows = [opened[place].window for place in range(len(counts))]
+        places = place_windows(windows, prompts, self.window, given)
+        pixels = torch.empty((*given.shape, self.window.size, self.window.size, 3), dtype=torch.uint8)
+        for place, own in enumerate(pixels.numpy()):
+            one = opened[place]
+            try:
+                picture, scale, least = one.picture, 1, places.least_factor(place)
+                if picture is None and least:
+                    picture, scale = _decode(one.record, one.facts, min(least, 8))
+                places.cut(place, picture, scale, self.fill, own)
+            except UnreadableSampleError as fault:
+                broken[place] = fault
+        rest["windows"] = CutWindows(pixels, torch.from_numpy(places.rects))
+        return broken
 
     def _prompts(
         self, table: RegionTable, chosen: np.ndarray, rank: np.ndarray, draws: np.ndarray, batch: int
@@ -222,12 +253,12 @@ class BatchBuilder:
         windows, has_mask, boxes = table.windows.pick(chosen), table.has_mask[chosen], table.boxes[chosen]
         choice = choose(~np.isnan(boxes[:, 0]), has_mask, sampling, draws)
         # Only those whose mask matters are decoded.
-        asked = np.flatnonzero(has_mask & (choice.mask | choice.point | (windows.angle != 0)))
+        asked = np.flatnonzero(has_mask & (choice.mask | choice.point | choice.scribble | (windows.angle != 0)))
         strips = table.strips(chosen[asked])
         strips = Strips(strips.each(asked), strips.x, strips.top, strips.bottom, len(chosen))
         points = [table.stated[i].get("points") for i in chosen]
         pointed = Pointed(windows, boxes, strips, has_mask, points, table.sizes[chosen])
-        arrays = empty_arrays(batch, width, sampling.max_points + 1, self.mask_grid)
+        arrays = empty_arrays(batch, width, sampling.points, self.mask_grid)
         flat = {name: array.reshape(batch * width, *array.shape[2:]) for name, array in arrays.items()}
         sample_prompts(pointed, choice, sampling, draws, flat, table.image[chosen] * width + rank)
         return arrays
@@ -244,6 +275,15 @@ def _without_garbage_collection() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+def _decode(record: Record, facts: Mapping[str, Any], factor: int) -> tuple[np.ndarray, int]:
+    """A sample's picture, as `decode` gives it."""
+    try:
+        return decode(record.image, record.extension, facts["width"], facts["height"], factor)
+    except PictureError as error:
+        message = f"{record.where}: {error.detail}; rebuild the shard"
+        raise UnreadableSampleError(error.reason, message) from None
 
 
 def _looks_sound(facts: Any) -> bool:

@@ -54,6 +54,8 @@ class DataConfig:
         trim: the streaming reader may leave out what would make workers or ranks uneven, another part each epoch.
         regions_per_image: at most so many regions of an image, drawn anew each epoch.
         balance: draw an image's regions evenly over its categories.
+        leave_out_terms: regions of these terms are neither pointed at nor put into words, and no text of an image names
+            them; the images stay. A term's kinds are others.
         workers: loader processes; 0 decodes in the training process.
         max_unreadable: the run stops when more than this share of the samples (of the first 1000, at least) can't be
             read; 0 stops at the first.
@@ -68,6 +70,7 @@ class DataConfig:
     trim: bool = False
     regions_per_image: int = 8
     balance: bool = True
+    leave_out_terms: list[str] = field(default_factory=list)
     workers: int = 1
     max_unreadable: float = 0.001
     augmentation: Augmentation = field(default_factory=Augmentation)

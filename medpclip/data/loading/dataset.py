@@ -15,7 +15,9 @@ from torch.utils.data import Dataset
 from medpclip.data.loading.batch import Batch, BatchBuilder, Record, UnreadableSampleError
 from medpclip.data.loading.config import DataConfig
 from medpclip.data.loading.draws import stream_keys
+from medpclip.data.loading.left_out import check_left_out
 from medpclip.data.loading.order import EpochPlan, Item
+from medpclip.data.loading.windows import WindowSpec
 from medpclip.data.mixture import read_mixture
 from medpclip.data.shards import ShardFolder
 from medpclip.errors import MedpclipError
@@ -35,7 +37,8 @@ def data_sources(config: DataConfig) -> list[Source]:
     """The folders that a run trains on, mixtures taken apart.
 
     Raises:
-        MedpclipError: no folder, one that holds no shards, or a weight for a folder that isn't among them.
+        MedpclipError: no folder, one that holds no shards, a weight for a folder that isn't among them, or a term to
+            leave out that none of them has.
     """
     if not config.shards:
         raise MedpclipError("key 'data.shards' is empty; name at least one folder of shards")
@@ -50,6 +53,7 @@ def data_sources(config: DataConfig) -> list[Source]:
                 )
             if names.count(name) > 1:
                 raise MedpclipError(f"key 'data.{key}.{name}' fits several folders of data.shards; rename all but one")
+    check_left_out(config.leave_out_terms, (folder for folder, _ in found), config.split)
     return [Source(folder, config.weights.get(folder.name, weight)) for folder, weight in found]
 
 
@@ -67,14 +71,23 @@ class RegionDataset(Dataset[Any]):
         mask_grid: side of the grid for mask prompts.
         fill: the padding's colour.
         seed: of all draws.
+        window: which square around each region to cut at the picture's own resolution; None for none.
 
     Raises:
         MedpclipError: no shards, or no such split in one of them.
     """
 
-    def __init__(self, config: DataConfig, image_size: int, mask_grid: int, fill: tuple[int, ...], seed: int) -> None:
+    def __init__(
+        self,
+        config: DataConfig,
+        image_size: int,
+        mask_grid: int,
+        fill: tuple[int, ...],
+        seed: int,
+        window: WindowSpec | None = None,
+    ) -> None:
         self.config, self.seed = config, seed
-        self.builder = BatchBuilder(config, image_size, mask_grid, fill)
+        self.builder = BatchBuilder(config, image_size, mask_grid, fill, window)
         sources = data_sources(config)
         self.folders = [ShardFolder(source.folder, config.split) for source in sources]
         counts = tuple(len(folder) for folder in self.folders)

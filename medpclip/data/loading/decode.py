@@ -86,8 +86,9 @@ def render(pixels: np.ndarray, factor: int, window: Window, size: int, fill: tup
     square = window.scaled(factor).cut(pixels, fill)
     if len(square) == size:
         return square
-    # Pillow's own memory is read-only, which torch doesn't know.
-    square = np.ascontiguousarray(square) if square.flags.writeable else square.copy()
+    # Pillow's own memory is read-only, which torch doesn't know; nor does it take a mirrored pixel's negative stride,
+    # which is contiguous to numpy.
+    square = np.ascontiguousarray(square) if square.flags.writeable and len(square) > 1 else square.copy()
     # The batch's axis comes first: only so does torch see that channels come last, and leave them there.
     tensor = torch.from_numpy(square)[None].permute(0, 3, 1, 2)
     resized = torch.nn.functional.interpolate(tensor, (size, size), mode="bicubic", antialias=True)

@@ -27,6 +27,7 @@ from medpclip.data.loading.config import Augmentation, DataConfig
 from medpclip.data.loading.dataset import RegionDataset
 from medpclip.data.loading.order import BatchOrder, Item
 from medpclip.data.loading.stream import StreamingDataset
+from medpclip.data.loading.windows import WindowSpec
 from medpclip.errors import MedpclipError
 
 __all__ = ["Augmentation", "Batch", "DataConfig", "Loader", "RegionDataset", "StreamingDataset", "check_state"]
@@ -36,11 +37,16 @@ _ENOUGH = 1000  # samples that a share of unreadable ones is taken of, at least
 
 
 def open_dataset(
-    config: DataConfig, image_size: int, mask_grid: int, fill: tuple[int, ...], seed: int
+    config: DataConfig,
+    image_size: int,
+    mask_grid: int,
+    fill: tuple[int, ...],
+    seed: int,
+    window: WindowSpec | None = None,
 ) -> RegionDataset | StreamingDataset:
     """The reader that `config` asks for; arguments and errors as theirs."""
     reader = RegionDataset if config.reader == "indexed" else StreamingDataset
-    return reader(config, image_size, mask_grid, fill, seed)
+    return reader(config, image_size, mask_grid, fill, seed, window)
 
 
 def make_loader(

@@ -13,10 +13,11 @@ from typing import Literal
 import numpy as np
 
 from medpclip.data.loading.geometry import Window
+from medpclip.data.loading.strokes import STROKE_DRAWS, STROKE_POINTS, stroke_in_box, stroke_in_mask
 from medpclip.data.schema import Region
 
-PromptKind = Literal["point", "box", "mask"]
-PROMPT_KINDS: tuple[PromptKind, ...] = ("box", "point", "mask")
+PromptKind = Literal["point", "box", "mask", "scribble"]
+PROMPT_KINDS: tuple[PromptKind, ...] = ("box", "point", "mask", "scribble")
 
 
 @dataclass
@@ -41,7 +42,8 @@ class PromptSampling:
     """How training draws prompts (our design).
 
     Attributes:
-        kinds: relative frequency of each prompt kind; a region that lacks a kind gets one of those it has.
+        kinds: relative frequency of each prompt kind: box, point (clicks), mask, scribble (clicks along a stroke); a
+            region that lacks them gets a box, clicks or a mask, whichever it has.
         combine: chance that a second kind is given as well.
         max_points: up to so many clicks on the region (at least 1).
         negative: chance of one more click off the region, in its surroundings.
@@ -56,6 +58,16 @@ class PromptSampling:
     box_jitter: float = 0.05
     mask_noise: float = 0.15
 
+    @property
+    def scribbles(self) -> bool:
+        """Whether any are drawn."""
+        return self.kinds.get("scribble", 0.0) > 0
+
+    @property
+    def points(self) -> int:
+        """Places for clicks that a region takes: on it, off it, and along a stroke."""
+        return self.max_points + 1 + STROKE_POINTS * self.scribbles
+
     def __post_init__(self) -> None:
         if self.max_points < 1:
             raise ValueError(f"'max_points' is {self.max_points}, expected at least 1")
@@ -64,17 +76,20 @@ class PromptSampling:
 
 
 def available_kinds(region: Region) -> tuple[PromptKind, ...]:
-    """The kinds of prompt that can be made from a region's annotation; a click needs a mask, a box or a point."""
+    """The kinds of prompt that can be made from a region's annotation; a click needs a mask, a box or a point, a scribble
+    one of the first two."""
     has: dict[PromptKind, bool] = {
         "box": region.bbox is not None,
         "point": True,
         "mask": region.segmentation is not None,
+        "scribble": region.segmentation is not None or region.bbox is not None,
     }
     return tuple(kind for kind in PROMPT_KINDS if has[kind])
 
 
 def exact_prompt(region: Region, window: Window, kind: PromptKind, grid: int, rng: np.random.Generator) -> RegionPrompt:
-    """The prompt as annotated; a point is one click, uniform in the mask (else the box, else an annotated point).
+    """The prompt as annotated; a point is one click, uniform in the mask (else the box, else an annotated point), a
+    scribble a row of clicks along the middle of the mask (else the box).
 
     Raises:
         KeyError: the region can't be prompted so; ask `available_kinds` first.
@@ -88,14 +103,14 @@ def exact_prompt(region: Region, window: Window, kind: PromptKind, grid: int, rn
     if kind == "mask":
         assert mask is not None
         return RegionPrompt(mask=window.coverage(mask, grid))
-    return RegionPrompt(points=_one_click(region, mask, window, rng), labels=np.ones(1, np.int64))
+    points = _one_click(region, mask, window, rng) if kind == "point" else _scribble(region, mask, window, rng)
+    return RegionPrompt(points=points, labels=np.ones(len(points), np.int64))
 
 
 def _one_click(region: Region, mask: np.ndarray | None, window: Window, rng: np.random.Generator) -> np.ndarray:
     if mask is not None:
-        inside = np.flatnonzero(window.cut(mask))
-        picked = inside[rng.integers(len(inside), size=1)]
-        corner = np.stack([picked % window.side, picked // window.side], axis=1)
+        inside = _pixels(mask, window)
+        corner = inside[rng.integers(len(inside), size=1)]
         return ((corner + rng.random((1, 2))) / window.side).astype(np.float32)
     if region.bbox is not None:
         box = window.unit_box(region.bbox)
@@ -104,6 +119,20 @@ def _one_click(region: Region, mask: np.ndarray | None, window: Window, rng: np.
     points = window.unit_points(np.array(region.points))
     points = points[((points >= 0) & (points <= 1)).all(1)]
     return points[rng.integers(len(points), size=1)]
+
+
+def _scribble(region: Region, mask: np.ndarray | None, window: Window, rng: np.random.Generator) -> np.ndarray:
+    draws = rng.random(STROKE_DRAWS)
+    if mask is not None:
+        return (stroke_in_mask(_pixels(mask, window), draws) / window.side).astype(np.float32)
+    assert region.bbox is not None
+    return stroke_in_box(window.unit_box(region.bbox), draws).astype(np.float32)
+
+
+def _pixels(mask: np.ndarray, window: Window) -> np.ndarray:
+    """What a window shows of a mask, int64 (N, 2) xy in the window's pixels, row by row."""
+    inside = np.flatnonzero(window.cut(mask))
+    return np.stack([inside % window.side, inside // window.side], axis=1)
 
 
 def empty_arrays(batch: int, regions: int, points: int, grid: int) -> dict[str, np.ndarray]:

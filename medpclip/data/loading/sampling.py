@@ -16,6 +16,7 @@ from medpclip.data.loading.draws import normals
 from medpclip.data.loading.geometry import Windows
 from medpclip.data.loading.prompting import PROMPT_KINDS, PromptSampling
 from medpclip.data.loading.strips import Strips
+from medpclip.data.loading.strokes import STROKE_DRAWS, STROKE_POINTS, stroke_in_box, stroke_in_mask
 
 _CHOOSING, _TRIES, _FIXED = 3, 10, 8  # draws for a region's kinds; for a click off it; for all else but its clicks
 
@@ -53,23 +54,25 @@ class Choice:
     box: np.ndarray
     point: np.ndarray
     mask: np.ndarray
+    scribble: np.ndarray
 
 
 def draws_per_region(sampling: PromptSampling) -> int:
     """Uniform numbers that `choose` and `sample_prompts` take for a region."""
-    return _CHOOSING + _FIXED + 2 * _TRIES + 3 * sampling.max_points
+    return _CHOOSING + _FIXED + 2 * _TRIES + 3 * sampling.max_points + STROKE_DRAWS * sampling.scribbles
 
 
 def choose(has_box: np.ndarray, has_mask: np.ndarray, sampling: PromptSampling, draws: np.ndarray) -> Choice:
-    """Draw kinds of prompt; a region that lacks the configured kinds gets one of those it has.
+    """Draw kinds of prompt; a region that lacks the configured kinds gets a box, clicks or a mask, whichever it has.
 
     Args:
         has_box, has_mask: (N,) bool; a click can be made of anything.
         draws: (N, at least 3) uniform numbers; the first three are used.
     """
-    available = np.stack([has_box, np.ones_like(has_box), has_mask], 1)
+    available = np.stack([has_box, np.ones_like(has_box), has_mask, has_box | has_mask], 1)
     weights = available * np.array([sampling.kinds.get(kind, 0.0) for kind in PROMPT_KINDS])
-    weights = np.where(weights.any(1, keepdims=True), weights, available)
+    instead = available & (np.array(PROMPT_KINDS) != "scribble")
+    weights = np.where(weights.any(1, keepdims=True), weights, instead)
     ends = weights.cumsum(1)
     rows = np.arange(len(ends))
     chosen = np.zeros(available.shape, bool)
@@ -121,8 +124,16 @@ def sample_prompts(
         points[..., 0] = np.where(
             regions.windows.flip[chosen, None] & (labels >= 0), 1 - points[..., 0], points[..., 0]
         )
-        out["points"][places[chosen]] = points
-        out["point_labels"][places[chosen]] = labels
+        own = slice(sampling.max_points + 1)
+        out["points"][places[chosen], own] = points
+        out["point_labels"][places[chosen], own] = labels
+    if choice.scribble.any():
+        chosen = np.flatnonzero(choice.scribble)
+        points = _strokes(regions, unit, chosen, draws[chosen, -STROKE_DRAWS:])
+        points[..., 0] = np.where(regions.windows.flip[chosen, None], 1 - points[..., 0], points[..., 0])
+        own = slice(sampling.max_points + 1, sampling.points)
+        out["points"][places[chosen], own] = points
+        out["point_labels"][places[chosen], own] = 1
 
 
 def _clicks(
@@ -136,7 +147,7 @@ def _clicks(
     most = sampling.max_points
     count = 1 + (draws[:, 0] * most).astype(np.int64)
     wants_negative = draws[:, 1] < sampling.negative
-    where = draws[:, 2 + 2 * _TRIES :].reshape(len(chosen), most, 3)
+    where = draws[:, 2 + 2 * _TRIES :][:, : 3 * most].reshape(len(chosen), most, 3)
     points = np.zeros((len(chosen), most + 1, 2))
     masked, boxed = regions.has_mask[chosen], regions.has_box[chosen]
     if (rows := np.flatnonzero(masked)).size:
@@ -159,6 +170,18 @@ def _clicks(
         points[rows, count[rows]], labels[rows, count[rows]] = off[found], 0
     points[labels < 0] = 0
     return points.astype(np.float32), labels
+
+
+def _strokes(regions: Pointed, unit: np.ndarray, chosen: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """Unit points (M, STROKE_POINTS, 2) of the M chosen regions: in what the window shows of the mask, else the box."""
+    points = np.zeros((len(chosen), STROKE_POINTS, 2), np.float32)
+    for row, region in enumerate(chosen.tolist()):
+        if regions.has_mask[region]:
+            pixels = regions.strips.select(np.array([region])).pixels()
+            points[row] = stroke_in_mask(pixels, draws[row]) / regions.windows.side[region]
+        else:
+            points[row] = stroke_in_box(unit[region], draws[row])
+    return points
 
 
 def _off_region(regions: Pointed, chosen: np.ndarray, tries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -23,6 +23,7 @@ from medpclip.data.loading.batch import Batch, BatchBuilder, Record, UnreadableS
 from medpclip.data.loading.config import DataConfig
 from medpclip.data.loading.dataset import data_sources, sample_streams
 from medpclip.data.loading.order import EpochPlan, Item, shuffled
+from medpclip.data.loading.windows import WindowSpec
 from medpclip.data.shards import IMAGE_EXTENSIONS, MANIFEST, read_manifest
 from medpclip.errors import MedpclipError
 
@@ -38,10 +39,18 @@ class StreamingDataset(IterableDataset[Any]):
         MedpclipError: no manifest, no such split, or webdataset is missing.
     """
 
-    def __init__(self, config: DataConfig, image_size: int, mask_grid: int, fill: tuple[int, ...], seed: int) -> None:
+    def __init__(
+        self,
+        config: DataConfig,
+        image_size: int,
+        mask_grid: int,
+        fill: tuple[int, ...],
+        seed: int,
+        window: WindowSpec | None = None,
+    ) -> None:
         _import_webdataset()
         self.config, self.seed = config, seed
-        self.builder = BatchBuilder(config, image_size, mask_grid, fill)
+        self.builder = BatchBuilder(config, image_size, mask_grid, fill, window)
         self.urls: list[str] = []
         self.counts: list[int] = []
         sources = data_sources(config)

@@ -45,6 +45,12 @@ class Strips:
         sums = np.cumsum(np.append(0, self.bottom - self.top), dtype=np.int64)
         return np.diff(sums[self.bounds()])
 
+    def pixels(self) -> np.ndarray:
+        """All pixels of all masks, int64 (sum of areas, 2) xy, by mask and column."""
+        lengths = (self.bottom - self.top).astype(np.int64)
+        down = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        return np.stack([np.repeat(self.x, lengths), np.repeat(self.top, lengths) + down], 1)
+
     def select(self, masks: np.ndarray) -> Strips:
         """Those of some masks, int64 (M,), increasing; they are numbered anew from 0."""
         number = np.full(self.count, -1)

@@ -26,6 +26,7 @@ __all__ = [
     "Text",
     "TextSampling",
     "draw_image_text",
+    "draw_region_text",
     "draw_region_texts",
     "known_of_regions",
     "targets",
@@ -81,6 +82,9 @@ class TextSampling:
         captions: chance that an image's caption is taken, where it has one, instead of a template.
         region_templates, image_templates: with {name}, which stands for the term or the modality; what else is stated
             follows. "a {name}" becomes "an {name}" where it should.
+        bare: to compare with: a region's text is its term and nothing else, an image's its modality, its anatomy, one of
+            its labels or a term that it shows, as the shards write them. What is said above of wording, attributes and
+            captions then has no part.
     """
 
     budget: int = 256
@@ -94,6 +98,7 @@ class TextSampling:
     image_templates: list[str] = field(
         default_factory=lambda: ["{name}", "a {name} image", "a medical image: {name}", "this is a {name} image"]
     )
+    bare: bool = False
 
     def __post_init__(self) -> None:
         if self.budget < 1:
@@ -116,12 +121,14 @@ def known_of_regions(items: Iterable[Facts]) -> set[Known]:
     for facts in items:
         term = facts["term"][0]
         known.add((term, "term", term))
-        known.update(
-            (term, name, values[0])
-            for name, values in facts.items()
-            if name in _STATED and (name, values[0]) not in _UNSAID
-        )
+        known.update((term, name, value) for name, value in _attributes(facts).items())
     return known
+
+
+def _attributes(region: Facts) -> dict[str, str]:
+    """What a text may state of a region beside its term."""
+    stated = {name: values[0] for name, values in region.items() if name in _STATED}
+    return {name: value for name, value in stated.items() if (name, value) not in _UNSAID}
 
 
 def draw_region_texts(
@@ -138,7 +145,7 @@ def draw_region_texts(
         terms = sorted(rng.choice(terms, sampling.budget, replace=False).tolist())
     texts = [Text((("term", term),), _word_region(term, None, lexicon, sampling, rng)) for term in terms]
     for term in terms:
-        if len(texts) >= sampling.budget:
+        if sampling.bare or len(texts) >= sampling.budget:
             break
         if rng.random() < sampling.attributes:
             fact = _draw_attribute(attributes[term], lexicon.side(term) is not None, rng)
@@ -148,25 +155,43 @@ def draw_region_texts(
     return list(dict.fromkeys(texts))
 
 
+def draw_region_text(facts: Facts, lexicon: Lexicon, sampling: TextSampling, rng: np.random.Generator) -> Text:
+    """A text of one region alone: its term, with the chance `attributes` and one of its attributes."""
+    term, fact = facts["term"][0], None
+    if not sampling.bare and rng.random() < sampling.attributes:
+        known = {name: {value} for name, value in _attributes(facts).items()}
+        fact = _draw_attribute(known, lexicon.side(term) is not None, rng)
+    stated = [("term", term)] if fact is None else sorted([("term", term), fact])
+    return Text(tuple(stated), _word_region(term, fact, lexicon, sampling, rng))
+
+
 def draw_image_text(facts: Facts, lexicon: Lexicon, sampling: TextSampling, rng: np.random.Generator) -> Text:
     """A text of one image: a caption, or a template over the modality, mostly with one fact more.
 
-    The fact more is a label, the anatomy, or a term that the image shows.
+    The fact more is a label, the anatomy, or a term that the image shows. A bare text is any one of these or the modality.
     """
+    more = sorted(name for name, values in facts.items() if values and _says_more(name))
+    if sampling.bare:
+        name, value = _draw_fact(facts, [*more, "modality"], rng)
+        return Text(((name, value),), value)
     if "caption" in facts and rng.random() < sampling.captions:
         caption = facts["caption"][int(rng.integers(len(facts["caption"])))]
         return Text((("caption", caption),), caption)
     modality = facts["modality"][0]
     stated = {"modality": modality}
-    more = sorted(name for name, values in facts.items() if values and _says_more(name))
     template = sampling.image_templates[int(rng.integers(len(sampling.image_templates)))]
     wording = fill_template(template, _name(modality, lexicon, sampling, rng))
     if more and rng.random() < 0.7:
-        name = more[int(rng.integers(len(more)))]
-        value = stated[name] = facts[name][int(rng.integers(len(facts[name])))]
+        name, value = _draw_fact(facts, more, rng)
+        stated[name] = value
         word = _name(value, lexicon, sampling, rng)
         wording += {"anatomy": f" of the {word}", "present": f" showing {_article(word)} {word}"}.get(name, f", {word}")
     return Text(tuple(sorted(stated.items())), wording)
+
+
+def _draw_fact(facts: Facts, names: Sequence[str], rng: np.random.Generator) -> tuple[str, str]:
+    name = names[int(rng.integers(len(names)))]
+    return name, facts[name][int(rng.integers(len(facts[name])))]
 
 
 def targets(items: Sequence[Facts], texts: Sequence[Text], lexicon: Lexicon) -> np.ndarray:
@@ -174,6 +199,7 @@ def targets(items: Sequence[Facts], texts: Sequence[Text], lexicon: Lexicon) -> 
 
     Positive: every stated fact is true of the item. Negative: one is false. Ignored: none is false, but one is unknown
     of the item, or names an ancestor or descendant (in the lexicon) of what holds; of the anatomy, a part or whole too.
+    Texts of one wording are one to who reads it: true where any of them is, false where all are.
 
     Sides: a term with a side of its own is on that side whatever else is said. A kidney on the left *is* a left kidney,
     for items and texts alike, and what is known to lie on the right is never a left kidney.
@@ -203,7 +229,14 @@ def targets(items: Sequence[Facts], texts: Sequence[Text], lexicon: Lexicon) -> 
         truth = _truth(with_sides, "side", list(implied), lexicon)
         for column, places in enumerate(implied.values()):
             false[:, places] |= truth[:, column, None] == NEGATIVE
-    return np.where(false, NEGATIVE, np.where(unknown, IGNORED, POSITIVE)).astype(np.int8)
+    truth = np.where(false, NEGATIVE, np.where(unknown, IGNORED, POSITIVE)).astype(np.int8)
+    readings: dict[str, list[int]] = {}
+    for j, text in enumerate(texts):
+        readings.setdefault(text.wording, []).append(j)
+    for alike in readings.values():
+        if len(alike) > 1:
+            truth[:, alike] = truth[:, alike].max(1, keepdims=True)  # NEGATIVE < IGNORED < POSITIVE
+    return truth
 
 
 def _with_sides(items: Sequence[Facts], lexicon: Lexicon) -> list[Facts]:
@@ -283,6 +316,8 @@ def _draw_attribute(known: Mapping[str, set[str]], sided: bool, rng: np.random.G
 def _word_region(
     term: str, fact: tuple[str, str] | None, lexicon: Lexicon, sampling: TextSampling, rng: np.random.Generator
 ) -> str:
+    if sampling.bare:
+        return term
     name = _name(term, lexicon, sampling, rng)
     wording = fill_template(sampling.region_templates[int(rng.integers(len(sampling.region_templates)))], name)
     if fact is not None:

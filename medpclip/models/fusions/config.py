@@ -51,5 +51,9 @@ class FusionConfig:
     def __post_init__(self) -> None:
         if self.glimpse < 0 or not self.glimpse_context > 0:
             raise ValueError("expected 'glimpse' of at least 0 and 'glimpse_context' of more than 0")
+        if not self.parts or not set(self.parts) <= set(PARTS):
+            raise ValueError(f"'parts' is {list(self.parts)}, expected at least one of {', '.join(PARTS)}")
         if self.kind != "region_tokens" and (self.glimpse or set(self.parts) != set(PARTS)):
             raise ValueError(f"'glimpse' and 'parts' need kind region_tokens, which is {self.kind}")
+        if self.depths is not None and self.kind not in ("region_tokens", "conditioned"):
+            raise ValueError(f"'depths' needs kind region_tokens or conditioned, which is {self.kind}")

@@ -28,6 +28,10 @@ class Fusion(nn.Module, ABC):
         """Whether to keep activations now: without gradients there is nothing to save them for."""
         return self.save_activations or not torch.is_grad_enabled()
 
+    def whole(self, trunk: Trunk, images: Tensor, keep: Tensor | None = None, added: Tensor | None = None) -> Tensor:
+        """The trunk's plain pass: pixels (M, 3, S, S) -> embeddings (M, D), not normalised; see `Trunk.embed`."""
+        return trunk.pooled(trunk.run(trunk.embed(images, keep, added), save=self.saves))
+
     @abstractmethod
     def forward(
         self,

@@ -72,6 +72,7 @@ class Trunk(ABC):
         width: of its tokens.
         output_dim: D, the width of the shared space.
         grid: (rows, columns) of patches.
+        patch: side of a patch in pixels.
         blocks: from the first to the last.
         prefix: tokens before the patches: 1 (CLS) or 0.
         pool: the attention pool, of a tower without CLS.
@@ -80,6 +81,7 @@ class Trunk(ABC):
     width: int
     output_dim: int
     grid: tuple[int, int]
+    patch: int
     blocks: Sequence[Block]
     prefix: int = 1
     pool: Pool | None = None
@@ -88,12 +90,26 @@ class Trunk(ABC):
         self.visual = visual
 
     @abstractmethod
-    def embed(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+    def embed(self, images: Tensor, keep: Tensor | None = None, added: Tensor | None = None) -> Tensor:
         """Pixels (B, 3, S, S) -> the tokens that enter the first block (B, prefix + N, width), CLS first.
 
         Args:
             images: pixels.
             keep: (B, K) int64, ascending numbers of the patches that stay, row by row; None for all of them.
+            added: (B, N, width), what the patches start with besides their pixels and places; None for nothing.
+        """
+
+    @abstractmethod
+    def embed_patches(self, pixels: Tensor) -> Tensor:
+        """Squares of g x g patches, whatever the grid -> their patches as `embed` makes them, without CLS.
+
+        Positions are the grid's, spread over the square: it is embedded as a small picture of its own.
+
+        Args:
+            pixels: (M, 3, g * patch, g * patch).
+
+        Returns:
+            (M, g * g, width), row by row.
         """
 
     @abstractmethod

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medpclip.models.positions import resize_positions
 from medpclip.models.trunk.interface import Block, Trunk, keep_patches
 
 
@@ -42,14 +43,24 @@ class PlainTrunk(Trunk):
         self.width = visual.transformer.width
         self.output_dim = visual.output_dim
         self.grid = visual.grid_size
+        self.patch = visual.patch_size[0]
         self.blocks = [PlainBlock(block) for block in visual.transformer.resblocks]
 
-    def embed(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+    def embed(self, images: Tensor, keep: Tensor | None = None, added: Tensor | None = None) -> Tensor:
         visual = self.parts
         patches = visual.conv1(images).flatten(2).transpose(1, 2)
+        if added is not None:
+            patches = patches + added
         cls = visual.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
         tokens = torch.cat([cls, patches], dim=1) + visual.positional_embedding.to(patches.dtype)
         embedded: Tensor = visual.ln_pre(keep_patches(tokens, keep, self.prefix))
+        return embedded
+
+    def embed_patches(self, pixels: Tensor) -> Tensor:
+        visual = self.parts
+        patches = visual.conv1(pixels)
+        positions = resize_positions(visual.positional_embedding, patches.shape[2:], 1)[1:]
+        embedded: Tensor = visual.ln_pre(patches.flatten(2).transpose(1, 2) + positions.to(patches.dtype))
         return embedded
 
     def head(self, features: Tensor) -> Tensor:

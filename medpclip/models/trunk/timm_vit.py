@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medpclip.models.positions import resize_positions
 from medpclip.models.trunk.interface import Block, Pool, Trunk, keep_patches
 
 
@@ -67,19 +68,31 @@ class TimmTrunk(Trunk):
         linear = [m for part in (trunk.head, visual.head) for m in part.modules() if isinstance(m, nn.Linear)]
         self.output_dim = linear[-1].out_features if linear else trunk.num_features
         self.grid = trunk.patch_embed.grid_size
+        self.patch = trunk.patch_embed.patch_size[0]
         self.blocks = [TimmBlock(block) for block in trunk.blocks]
         self.prefix = trunk.num_prefix_tokens
         self.pool = None if trunk.attn_pool is None else TimmPool(trunk.attn_pool)
 
-    def embed(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+    def embed(self, images: Tensor, keep: Tensor | None = None, added: Tensor | None = None) -> Tensor:
         trunk = self.parts
         tokens = trunk.patch_embed(images)
+        if added is not None:
+            tokens = tokens + added
         cls = [trunk.cls_token.expand(tokens.shape[0], -1, -1)] if self.prefix else []
         if trunk.no_embed_class:
             tokens = torch.cat([*cls, tokens + trunk.pos_embed], dim=1)
         else:
             tokens = torch.cat([*cls, tokens], dim=1) + trunk.pos_embed
         embedded: Tensor = trunk.norm_pre(keep_patches(tokens, keep, self.prefix))
+        return embedded
+
+    def embed_patches(self, pixels: Tensor) -> Tensor:
+        trunk = self.parts
+        patches = trunk.patch_embed.proj(pixels)  # `patch_embed` itself takes images of one size only
+        own = trunk.pos_embed[0] if trunk.no_embed_class else trunk.pos_embed[0, self.prefix :]
+        positions = resize_positions(own, patches.shape[2:], 0)
+        tokens = trunk.patch_embed.norm(patches.flatten(2).transpose(1, 2)) + positions
+        embedded: Tensor = trunk.norm_pre(tokens)
         return embedded
 
     def norm(self, tokens: Tensor) -> Tensor:

@@ -129,7 +129,8 @@ def _steps(model: RegionCLIP, config: TrainConfig, world: World, device: torch.d
     """Peak bytes, seconds a step, bytes of loader processes, bytes of a batch."""
     micro, micros = partition(config, world)
     preprocess, lexicon = model.preprocess, Lexicon.load()
-    dataset = open_dataset(config.data, preprocess.image_size, model.mask_grid, preprocess.fill, config.seed)
+    size, fill, window = preprocess.image_size, preprocess.fill, model.fusion.window
+    dataset = open_dataset(config.data, size, model.mask_grid, fill, config.seed, window)
     anchor = make_anchor(model, device) if config.loss.anchor_weight else None
     engine = make_engine(model, config, world, device)
     loader = make_loader(dataset, micro, 0, world.rank, world.size, micros)
@@ -222,6 +223,8 @@ def _resident(process: int) -> int:
 
 def _batch_bytes(batch: Batch) -> int:
     values = [getattr(batch, field.name) for field in fields(batch)]
+    if batch.windows is not None:
+        values += [batch.windows.pixels, batch.windows.rects]
     tensors = [value for value in values if isinstance(value, torch.Tensor)] + list(batch.prompts.values())
     return sum(tensor.nbytes for tensor in tensors)
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from medpclip.data.loading import batch as batch_module
 from medpclip.data.loading.config import Augmentation, DataConfig
 from medpclip.data.loading.geometry import Window
 from medpclip.data.loading.loader import (
@@ -26,7 +27,10 @@ from medpclip.data.loading.loader import (
     open_dataset,
 )
 from medpclip.data.loading.order import Item
+from medpclip.data.loading.prompting import PromptSampling
+from medpclip.data.loading.windows import WindowSpec, cut_windows
 from medpclip.data.phantom import write_phantoms
+from medpclip.data.pictures import PictureError
 from medpclip.data.schema import Region, Sample, encode_mask
 from medpclip.data.shards import ShardFolder, ShardWriter
 from medpclip.errors import MedpclipError
@@ -75,8 +79,8 @@ def write_tiny(folder: Path, count: int, per_shard: int) -> None:
         writer.finish()
 
 
-def dataset(shards: Path, **options: object) -> RegionDataset | StreamingDataset:
-    return open_dataset(DataConfig([shards], **options), 64, 16, (1, 2, 3), seed=7)  # type: ignore[arg-type]
+def dataset(shards: Path, window: WindowSpec | None = None, **options: object) -> RegionDataset | StreamingDataset:
+    return open_dataset(DataConfig([shards], **options), 64, 16, (1, 2, 3), 7, window)  # type: ignore[arg-type]
 
 
 def first(data: RegionDataset | StreamingDataset, count: int, start: int = 0) -> list[Batch]:
@@ -92,6 +96,9 @@ def same(a: Batch, b: Batch) -> bool:
         and a.image_facts == b.image_facts
         and all(torch.equal(a.prompts[name], b.prompts[name]) for name in a.prompts)
         and a.region_facts == b.region_facts
+        and (a.windows is None) == (b.windows is None)
+        and (a.windows is None or torch.equal(a.windows.pixels, b.windows.pixels))  # type: ignore[union-attr]
+        and (a.windows is None or torch.equal(a.windows.rects, b.windows.rects))  # type: ignore[union-attr]
     )
 
 
@@ -140,6 +147,16 @@ def test_prompts_facts_and_padding_agree(shards: Path) -> None:
         assert batch.images.shape == (4, 64, 64, 3) and batch.images.dtype == torch.uint8
         given = batch.prompts["box_valid"] | batch.prompts["mask_valid"] | (batch.prompts["point_labels"] >= 0).any(-1)
         assert given.sum(1).tolist() == [len(facts) for facts in batch.region_facts]
+
+
+def test_scribbles_come_in_batches_where_they_are_configured(shards: Path) -> None:
+    sampling = PromptSampling(kinds={"scribble": 1.0}, combine=0.0, max_points=2)
+    for batch in first(dataset(shards, workers=1, prompts=sampling, augmentation=Augmentation(flip=0.5)), 3):
+        labels = batch.prompts["point_labels"]
+        assert labels.shape == (4, 8, 2 + 1 + 8)
+        drawn = (labels[..., 3:] == 1).all(-1)
+        assert drawn.sum(1).tolist() == [len(facts) for facts in batch.region_facts]
+        assert ((batch.prompts["points"] >= 0) & (batch.prompts["points"] <= 1)).all()
 
 
 def test_colours_are_drawn_but_left_to_the_device(shards: Path) -> None:
@@ -194,8 +211,6 @@ def test_only_images_without_sides_are_mirrored(tmp_path: Path, rotate: float) -
         writer.finish()
     kinds = {"box": 1.0, "mask": 1.0, "point": 1.0}
     prompts = {"kinds": kinds, "combine": 1.0, "box_jitter": 0.0, "mask_noise": 0.0, "negative": 0.0}
-    from medpclip.data.loading.prompting import PromptSampling
-
     sampling = PromptSampling(**prompts)  # type: ignore[arg-type]
     still = {"zoom": (1.0, 1.0), "shift": 0.0, "brightness": 0.0, "contrast": 0.0}
     data = dataset(tmp_path / "s", augmentation=Augmentation(flip=1.0, rotate=rotate, **still), prompts=sampling)  # type: ignore[arg-type]
@@ -273,8 +288,9 @@ def test_a_sample_that_can_not_be_used_is_counted_and_replaced(
 ) -> None:
     write_tiny(tmp_path / "s", 16, 4)
     break_sample(tmp_path / "s", 5, what)
-    sampling = {"regions_per_image": 8, "max_unreadable": 1.0, "augmentation": STILL}
-    data = dataset(tmp_path / "s", reader=reader, workers=0, **sampling)
+    data = dataset(
+        tmp_path / "s", reader=reader, workers=0, regions_per_image=8, max_unreadable=1.0, augmentation=STILL
+    )
     loader = make_loader(data, 4)
     for _ in range(8):  # two epochs
         batch = next(loader)
@@ -316,6 +332,67 @@ def test_a_shard_that_vanishes_is_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "s" / "train-000001.tar").unlink()
     batch = next(make_loader(data, 8))
     assert batch.skipped == {"shard can't be read": 4} and set(batch.keys) == {"0000", "0001", "0002", "0003"}
+
+
+WINDOW = WindowSpec(24, 1.5)
+
+
+@pytest.mark.parametrize("kept", [0, 2**23])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_windows_are_the_same_whoever_reads_and_change_nothing_else(
+    shards: Path, workers: int, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a picture has to be decoded again, and after a cut."""
+    turned = Augmentation(rotate=15.0, flip=0.5)
+    expected = first(dataset(shards, WINDOW, workers=0, augmentation=turned), 6)
+    plain = first(dataset(shards, workers=0, augmentation=turned), 6)
+    monkeypatch.setattr(batch_module, "_KEPT_BYTES", kept)
+    batches = first(dataset(shards, WINDOW, workers=workers, augmentation=turned), 4, start=2)
+    assert all(same(a, b) for a, b in zip(batches, expected[2:], strict=True))
+    for batch, without in zip(expected, plain, strict=True):
+        assert same(replace(batch, windows=None), without)
+        assert batch.windows is not None and batch.windows.pixels.shape == (4, 8, 24, 24, 3)
+        for rects, facts in zip(batch.windows.rects, batch.region_facts, strict=True):
+            assert (rects != 0).any(-1).tolist() == [r < len(facts) for r in range(8)]
+
+
+def test_windows_are_cut_from_the_picture_at_its_own_resolution(shards: Path) -> None:
+    data = dataset(shards, WINDOW, augmentation=STILL, regions_per_image=3)
+    assert isinstance(data, RegionDataset)
+    batch = data[[Item(0, index, 0) for index in range(6)]]
+    pictures = [data.folders[0].image(index) for index in range(6)]
+    places = [Window.whole(picture.shape[1], picture.shape[0]) for picture in pictures]
+    prompts = {name: value.numpy() for name, value in batch.prompts.items()}
+    expected = cut_windows(pictures, places, prompts, WINDOW, (1, 2, 3))
+    there = torch.tensor([[r < len(facts) for r in range(3)] for facts in batch.region_facts])
+    assert batch.windows is not None and there.any()
+    assert torch.equal(batch.windows.rects[there], expected.rects[there])
+    off = (batch.windows.pixels[there].int() - expected.pixels[there].int()).abs()
+    assert off.max() <= 3  # the decoders differ
+    assert (batch.windows.pixels[~there] == torch.tensor([1, 2, 3])).all()
+
+
+def test_a_picture_that_fails_at_its_own_resolution_is_replaced(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = dataset(shards, WINDOW, augmentation=STILL)
+    assert isinstance(data, RegionDataset)
+    bad = data.folders[0].read(2)[1]
+    real = batch_module.decode
+
+    def decode(image: bytes, extension: str, width: int, height: int, factor: int) -> tuple[np.ndarray, int]:
+        if image == bad and factor == 1:
+            raise PictureError("image can't be decoded", "planted")
+        return real(image, extension, width, height, factor)
+
+    monkeypatch.setattr(batch_module, "_KEPT_BYTES", 0)
+    items = [Item(0, index, 0) for index in range(4)]
+    whole = data[items]
+    monkeypatch.setattr(batch_module, "decode", decode)
+    batch = data[items]
+    assert batch.skipped == {"image can't be decoded": 1} and "planted" in batch.faults[0]
+    assert batch.keys == [whole.keys[i] for i in (0, 1, 3, 3)]
+    assert batch.windows is not None and whole.windows is not None
+    for place in (0, 1, 3):
+        assert torch.equal(batch.windows.pixels[place], whole.windows.pixels[place])
 
 
 def test_no_shards_and_too_few_samples_are_errors_before_training(tiny: Path) -> None:

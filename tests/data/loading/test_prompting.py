@@ -5,6 +5,7 @@ import pytest
 
 from medpclip.data.loading.geometry import Window
 from medpclip.data.loading.prompting import RegionPrompt, available_kinds, exact_prompt, stack
+from medpclip.data.loading.strokes import STROKE_POINTS
 from medpclip.data.schema import Region, encode_mask
 
 WINDOW = Window.whole(80, 60)
@@ -48,9 +49,25 @@ def test_exact_box_and_mask_are_the_annotation() -> None:
 
 def test_a_region_has_the_kinds_that_its_annotation_allows() -> None:
     box_only, point_only = Region(0, "a", bbox=[1, 2, 3, 4]), Region(1, "a", points=[[5, 6]])
-    assert available_kinds(box_only) == ("box", "point") and available_kinds(point_only) == ("point",)
-    with pytest.raises(KeyError):
-        exact_prompt(point_only, WINDOW, "mask", 16, np.random.default_rng(0))
+    assert available_kinds(box_only) == ("box", "point", "scribble") and available_kinds(point_only) == ("point",)
+    assert available_kinds(disc()[0]) == ("box", "point", "mask", "scribble")
+    for kind in ("mask", "scribble"):
+        with pytest.raises(KeyError):
+            exact_prompt(point_only, WINDOW, kind, 16, np.random.default_rng(0))
+
+
+def test_an_exact_scribble_is_a_row_of_clicks_on_the_region() -> None:
+    region, mask = disc()
+    prompt = exact_prompt(region, WINDOW, "scribble", 16, np.random.default_rng(0))
+    assert prompt.points.shape == (STROKE_POINTS, 2) and prompt.points.dtype == np.float32
+    assert prompt.box is None and prompt.mask is None and prompt.labels.tolist() == [1] * STROKE_POINTS
+    assert all(mask[pixel(point)] for point in prompt.points)
+    again = exact_prompt(region, WINDOW, "scribble", 16, np.random.default_rng(0))
+    other = exact_prompt(region, WINDOW, "scribble", 16, np.random.default_rng(1))
+    assert np.array_equal(prompt.points, again.points) and not np.array_equal(prompt.points, other.points)
+    box_only = Region(0, "a", bbox=[10, 20, 40, 6])
+    points = exact_prompt(box_only, WINDOW, "scribble", 16, np.random.default_rng(0)).points * 80
+    assert (points[:, 1] == 33).all() and points[0, 0] < 19 and points[-1, 0] > 41  # the window begins 10 rows above
 
 
 def test_stack_pads() -> None:

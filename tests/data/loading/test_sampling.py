@@ -40,7 +40,7 @@ def draw(
     strips.owner, strips.count = masked[strips.owner], len(regions)
     points = [region.get("points") for region in regions]
     pointed = Pointed(given.windows, given.boxes, strips, given.has_mask, points, given.sizes)
-    out = empty_arrays(1, len(regions), sampling.max_points + 1, grid)
+    out = empty_arrays(1, len(regions), sampling.points, grid)
     flat = {name: array[0] for name, array in out.items()}
     sample_prompts(pointed, choose(pointed.has_box, given.has_mask, sampling, draws), sampling, draws, flat, every)
     return flat
@@ -121,6 +121,44 @@ def test_kinds_come_as_often_as_configured() -> None:
     assert np.isclose(draw([region] * 2000, sampling, 0)["box_valid"].mean(), 0.75, atol=0.03)
     both = draw([region] * 50, PromptSampling(kinds={"box": 1.0}, combine=1.0), 0)
     assert both["box_valid"].all() and not both["mask_valid"].any() and (both["point_labels"] == -1).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.booleans(), st.sampled_from([0.0, 25.0]))
+def test_scribbles_lie_on_the_region_beside_its_clicks(seed: int, flip: bool, angle: float) -> None:
+    region, mask = disc()
+    window = Window(WHOLE.left, WHOLE.top, WHOLE.side, angle, flip)
+    sampling = PromptSampling(kinds={"scribble": 1.0, "point": 1.0}, combine=1.0, max_points=2, negative=0.5)
+    prompt = draw([region] * 8, sampling, seed, window)
+    cut = window.cut(mask)
+    given = prompt["point_labels"] >= 0
+    assert given[:, 3:].any() and given[:, :3].any()
+    for points, labels in zip(prompt["points"], prompt["point_labels"], strict=True):
+        assert (labels[3:] == 1).sum() in (0, 8) and (labels == 1).any()
+        for point, label in zip(points[labels >= 0], labels[labels >= 0], strict=True):
+            x, y = np.minimum(point * window.side, window.side - 1).astype(int)
+            assert cut[y, x] == bool(label)
+
+
+def test_scribbles_of_boxes_are_mirrored_and_points_get_none() -> None:
+    box = {"id": 1, "category": "a", "bbox": [4, 10, 30, 8]}
+    point_only = {"id": 1, "category": "a", "points": [[5, 6]]}
+    sampling = PromptSampling(kinds={"scribble": 1.0}, combine=0.0, negative=0.0)
+    straight = draw([box, point_only], sampling, 0)
+    assert (straight["point_labels"][0] == [-1] * 4 + [1] * 8).all()
+    assert (straight["point_labels"][1, :3] == 1).any() and (straight["point_labels"][1, 4:] == -1).all()
+    mirrored = draw([box, point_only], sampling, 0, Window(WHOLE.left, WHOLE.top, WHOLE.side, 0.0, True))
+    assert np.allclose(mirrored["points"][0, 4:, 0], 1 - straight["points"][0, 4:, 0])
+    assert np.array_equal(mirrored["points"][0, 4:, 1], straight["points"][0, 4:, 1])
+
+
+def test_other_draws_do_not_know_of_scribbles() -> None:
+    """Regions that lack the configured kinds never get one; and where none is configured, draws are what they were."""
+    regions = [{"id": 1, "category": "a", "bbox": [1, 2, 30, 4]}] * 200
+    given = draw(regions, PromptSampling(kinds={"mask": 1.0}, combine=0.0), 0)
+    assert given["points"].shape[1] == 4 and 60 < given["box_valid"].sum() < 140
+    default = PromptSampling()
+    assert default.points == 4 and draws_per_region(default) == 3 + 8 + 20 + 9
 
 
 @settings(max_examples=60, deadline=None)

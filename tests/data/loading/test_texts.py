@@ -19,6 +19,7 @@ from medpclip.data.loading.texts import (
     Text,
     TextSampling,
     draw_image_text,
+    draw_region_text,
     draw_region_texts,
     known_of_regions,
     targets,
@@ -40,7 +41,13 @@ def facts(term: str, **more: str) -> dict[str, tuple[str, ...]]:
 
 
 def text(term: str, **more: str) -> Text:
-    return Text(tuple(sorted({"term": term, **more}.items())), "")
+    return stating({"term": term, **more})
+
+
+def stating(stated: dict[str, str]) -> Text:
+    """A text with a wording of its own."""
+    facts = tuple(sorted(stated.items()))
+    return Text(facts, repr(facts))
 
 
 def test_three_values() -> None:
@@ -219,7 +226,7 @@ IMAGE_TEXT = st.fixed_dictionaries(
 def test_targets_are_those_of_the_rules_pair_by_pair(item: Any, stated: Any) -> None:
     @given(st.lists(item, max_size=6), st.lists(stated, max_size=6))
     def check(items: list[Facts], drawn: list[dict[str, str]]) -> None:
-        texts = [Text(tuple(sorted(facts.items())), "") for facts in drawn]
+        texts = [stating(facts) for facts in drawn]
         expected = [[reference(item, text, SIDES) for text in texts] for item in items]
         found = targets(items, texts, SIDES)
         assert found.shape == (len(items), len(texts)) and found.dtype == np.int8
@@ -235,7 +242,7 @@ def test_what_an_image_shows() -> None:
         {"present": ("left kidney",), "absent": ("kidney",)},  # kidneys were annotated, the left one under its name
         {"present": ()},
     ]
-    texts = [Text((("present", term),), "") for term in ("kidney", "left kidney", "right kidney", "rib", "left rib")]
+    texts = [stating({"present": term}) for term in ("kidney", "left kidney", "right kidney", "rib", "left rib")]
     P, N, X = POSITIVE, NEGATIVE, IGNORED
     expected = [[P, P, X, N, N], [N, N, N, X, X], [P, P, X, X, X], [X, X, X, X, X]]
     assert targets(items, texts, SIDES).tolist() == expected
@@ -243,16 +250,51 @@ def test_what_an_image_shows() -> None:
 
 def test_the_anatomy_of_a_part_is_not_false_of_the_whole() -> None:
     items = [{"anatomy": ("belly",)}, {"anatomy": ("left kidney",)}, {"anatomy": ("rib",)}]
-    texts = [Text((("anatomy", value),), "") for value in ("left kidney", "belly", "body")]
+    texts = [stating({"anatomy": value}) for value in ("left kidney", "belly", "body")]
     P, N, X = POSITIVE, NEGATIVE, IGNORED
     assert targets(items, texts, SIDES).tolist() == [[X, P, N], [P, X, N], [N, N, N]]
 
 
 def test_all_labels_of_a_list_hold_and_an_empty_one_holds_none() -> None:
     items = [{"label.finding": ("effusion", "mass")}, {"label.finding": ()}, {}]
-    texts = [Text((("label.finding", value),), "") for value in ("mass", "effusion", "nodule")]
+    texts = [stating({"label.finding": value}) for value in ("mass", "effusion", "nodule")]
     P, N, X = POSITIVE, NEGATIVE, IGNORED
     assert targets(items, texts, LEXICON).tolist() == [[P, P, N], [N, N, N], [X, X, X]]
+
+
+def test_a_wording_of_several_readings_is_true_where_any_of_them_is() -> None:
+    items = [{"anatomy": ("chest",), "present": ("left kidney",)}, {"anatomy": ("left kidney",)}, {"anatomy": ("rib",)},
+             {"anatomy": ("rib",), "absent": ("kidney",)}]  # fmt: skip
+    texts = [Text(((name, "left kidney"),), "left kidney") for name in ("anatomy", "present")]
+    P, N, X = POSITIVE, NEGATIVE, IGNORED
+    assert targets(items, texts, SIDES).tolist() == [[P, P], [P, P], [X, X], [N, N]]
+
+
+def test_bare_texts_are_names_and_nothing_else() -> None:
+    bare = TextSampling(bare=True, synonyms=1.0, descriptions=1.0, attributes=1.0, captions=1.0)
+    items = [facts("right lung", place="left", size="large"), facts("rib", modality="CT")]
+    rng = np.random.default_rng(2)
+    drawn = draw_region_texts(known_of_regions(items), LEXICON, bare, rng)
+    assert drawn == [Text((("term", term),), term) for term in ("rib", "right lung")]
+    assert [draw_region_text(item, LEXICON, bare, rng).wording for item in items] == ["right lung", "rib"]
+    image = {"modality": ("CT",), "anatomy": ("chest",), "label.finding": ("mass", "effusion"), "label.none": (),
+             "present": ("right lung",), "absent": ("rib",), "caption": ("a scan",)}  # fmt: skip
+    texts = {draw_image_text(image, LEXICON, bare, rng) for _ in range(200)}
+    assert {text.wording for text in texts} == {"CT", "chest", "mass", "effusion", "right lung"}
+    assert all(text.facts[0][1] == text.wording for text in texts)
+    assert (targets([image], sorted(texts), LEXICON) == POSITIVE).all()
+    assert draw_image_text({"modality": ("MRI",), "caption": ("a scan",)}, LEXICON, bare, rng).wording == "MRI"
+
+
+def test_a_regions_own_text_is_true_of_it() -> None:
+    item = {"term": ("right lung",), "place": ("upper left", "upper", "left"), "rank": ("between",)}
+    rng = np.random.default_rng(0)
+    drawn = [draw_region_text(item, LEXICON, TextSampling(), rng) for _ in range(400)]
+    assert (targets([item], drawn, LEXICON) == POSITIVE).all()
+    with_place = [text for text in drawn if len(text.facts) == 2]
+    assert {text.facts[0] for text in with_place} == {("place", "upper left")}
+    assert 0.2 < len(with_place) / len(drawn) < 0.4  # `attributes` is 0.3
+    assert any("dexter lung" in text.wording for text in drawn) and any("right lung" in text.wording for text in drawn)
 
 
 def known(sample: Sample) -> tuple[Facts, Facts]:

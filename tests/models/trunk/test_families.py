@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from medpclip.errors import MedpclipError
 from medpclip.models import FusionConfig, ModelConfig, Prompts, RegionCLIP
-from medpclip.models.trunk import check_plain
+from medpclip.models.prompts import Windows
+from medpclip.models.trunk import adapt, check_plain
 
 TEXT = {"context_length": 8, "vocab_size": 50, "width": 32, "heads": 2, "layers": 2}
 PLAIN = {"image_size": 64, "patch_size": 16, "width": 32, "layers": 3, "head_width": 16}
@@ -59,8 +60,8 @@ def build_clip(family: str) -> nn.Module:
 
 
 def build(family: str, kind: str = "region_tokens") -> RegionCLIP:
-    clip = build_clip(family)
-    return RegionCLIP(clip, ModelConfig(family, fusion=FusionConfig(kind, 16)), None, None)  # type: ignore[arg-type]
+    config = FusionConfig(prompt_dim=16, glimpse=2) if kind == "glimpse" else FusionConfig(kind, 16)  # type: ignore[arg-type]
+    return RegionCLIP(build_clip(family), ModelConfig(family, fusion=config), None, None)  # type: ignore[arg-type]
 
 
 def perturbed(model: RegionCLIP) -> RegionCLIP:
@@ -88,9 +89,20 @@ def all_kinds(regions: int, seed: int = 0, batch: int = 2, grid: int = 16) -> Pr
     return prompts
 
 
+def windows_of(model: RegionCLIP, prompts: Prompts | None, seed: int = 0) -> Windows | None:
+    """What the fusion asks for, around the prompts' boxes: any pixels will do."""
+    if model.fusion.window is None or prompts is None:
+        return None
+    side, generator = model.fusion.window.size, torch.Generator().manual_seed(seed)
+    middle = (prompts.boxes[..., :2] + prompts.boxes[..., 2:]) / 2
+    rects = torch.cat([middle - 0.3, middle + 0.3], dim=-1)
+    return Windows(torch.randn(*prompts.boxes.shape[:2], 3, side, side, generator=generator), rects)
+
+
 def every(test: Callable[..., None]) -> Callable[..., None]:
-    """All families with region tokens, and those with CLS with the conditioned fusion."""
-    cases = [(family, "region_tokens") for family in FAMILIES] + [(family, "conditioned") for family in CLS]
+    """All families with region tokens, with a glimpse and without, and those with CLS with the conditioned fusion."""
+    cases = [(family, kind) for family in FAMILIES for kind in ("region_tokens", "glimpse")]
+    cases += [(family, "conditioned") for family in CLS]
     return pytest.mark.parametrize(("family", "kind"), cases)(test)
 
 
@@ -118,8 +130,9 @@ def test_the_image_embedding_ignores_prompts(family: str, kind: str) -> None:
     model = perturbed(build(family, kind)).eval()
     with torch.no_grad():
         plain = model.encode_image(pictures())
-        image_a, region_a = model.encode_regions(pictures(), all_kinds(4, seed=1))
-        image_b, region_b = model.encode_regions(pictures(), all_kinds(4, seed=2))
+        one, other = all_kinds(4, seed=1), all_kinds(4, seed=2)
+        image_a, region_a = model.encode_regions(pictures(), one, windows=windows_of(model, one))
+        image_b, region_b = model.encode_regions(pictures(), other, windows=windows_of(model, other, seed=1))
     assert (image_a - plain).abs().max() <= 1e-5
     assert torch.equal(image_a, image_b)
     assert (region_a - region_b).abs().max() > 1e-2
@@ -128,18 +141,22 @@ def test_the_image_embedding_ignores_prompts(family: str, kind: str) -> None:
 @every
 @pytest.mark.parametrize("training", [False, True])
 def test_at_step_0_a_region_is_the_whole_image(family: str, kind: str, training: bool) -> None:
-    image, region = build(family, kind).train(training).encode_regions(pictures(), all_kinds(4))
-    assert (region - image[:, None]).abs().max() <= (2e-6 if kind == "region_tokens" else 1e-5)
+    model, prompts = build(family, kind).train(training), all_kinds(4)
+    image, region = model.encode_regions(pictures(), prompts, windows=windows_of(model, prompts))
+    assert (region - image[:, None]).abs().max() <= (1e-5 if kind == "conditioned" else 2e-6)
 
 
 @every
 def test_companions_do_not_matter(family: str, kind: str) -> None:
     model = perturbed(build(family, kind)).eval()
     prompts = all_kinds(5)
+    windows = windows_of(model, prompts)
     with torch.no_grad():
-        together = model.encode_regions(pictures(), prompts)[1]
+        together = model.encode_regions(pictures(), prompts, windows=windows)[1]
         for r in range(5):
-            alone = model.encode_regions(pictures(), prompts.regions_slice(slice(r, r + 1)))[1][:, 0]
+            own = slice(r, r + 1)
+            window = None if windows is None else Windows(windows.pixels[:, own], windows.rects[:, own])
+            alone = model.encode_regions(pictures(), prompts.regions_slice(own), windows=window)[1][:, 0]
             assert (alone - together[:, r]).abs().max() <= 1e-5
 
 
@@ -148,9 +165,10 @@ def test_after_one_nudge_every_parameter_of_the_fusion_learns(family: str, kind:
     model = build(family, kind)
     target = torch.randn(32, generator=torch.Generator().manual_seed(4))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    prompts = all_kinds(3)
     for _ in range(2):
         optimizer.zero_grad()
-        out = model(pictures(), all_kinds(3), TEXTS)
+        out = model(pictures(), prompts, TEXTS, windows=windows_of(model, prompts))
         loss = (out.region @ target).square().sum() + (out.image @ target).sum() + (out.text @ target).sum()
         (loss + model.logit_parameters().square().sum()).backward()
         optimizer.step()
@@ -166,7 +184,9 @@ def test_keeping_all_patches_is_keeping_them_all(family: str, kind: str) -> None
     model = perturbed(build(family, kind))
     everything = torch.arange(16).expand(2, -1)
     for prompts in (None, all_kinds(3)):
-        kept, plain = model(pictures(), prompts, keep=everything), model(pictures(), prompts)
+        windows = windows_of(model, prompts)
+        kept = model(pictures(), prompts, keep=everything, windows=windows)
+        plain = model(pictures(), prompts, windows=windows)
         assert torch.equal(kept.image, plain.image)
         if prompts is not None:
             assert torch.equal(kept.region, plain.region)
@@ -180,8 +200,10 @@ def test_dropped_patches_are_as_if_they_were_not_there(family: str, kind: str) -
     images, other, prompts = pictures(), pictures(), all_kinds(3)
     gone = torch.ones(2, 16, dtype=torch.bool).scatter(1, keep, False).view(2, 1, 4, 4)
     other += 9.0 * gone.repeat_interleave(16, 2).repeat_interleave(16, 3)
+    windows = windows_of(model, prompts)
     with torch.no_grad():
-        a, b, full = model(images, prompts, keep=keep), model(other, prompts, keep=keep), model(images, prompts)
+        a, b = (model(pixels, prompts, keep=keep, windows=windows) for pixels in (images, other))
+        full = model(images, prompts, windows=windows)
         assert torch.equal(a.image, b.image) and torch.equal(a.region, b.region)
         assert (a.image - full.image).abs().max() > 1e-3
         assert (model(images, keep=keep).image - a.image).abs().max() <= 1e-5
@@ -247,6 +269,23 @@ def test_patches_keep_their_places(family: str) -> None:
     assert change.argmax() == 1 * 4 + 3
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_square_is_embedded_as_a_small_picture(family: str) -> None:
+    """The size of the whole image: as `embed` does it. Smaller: with positions from all over the grid."""
+    visual = build_clip(family).visual
+    trunk, images = adapt(visual), pictures()
+    positions = visual.positional_embedding[1:] if family == "plain" else visual.trunk.pos_embed[0, trunk.prefix :]
+    with torch.no_grad():
+        whole = trunk.embed(images)[:, trunk.prefix :]
+        assert trunk.patch == 16 and (trunk.embed_patches(images) - whole).abs().max() <= 1e-5
+        positions[:] = positions.mean(0)  # the same everywhere: then a patch's place doesn't matter
+        corner = trunk.embed(images)[:, trunk.prefix :].unflatten(1, (4, 4))[:, 1:3, 1:3].flatten(1, 2)
+        assert (trunk.embed_patches(images[:, :, 16:48, 16:48]) - corner).abs().max() <= 1e-5
+        positions += torch.linspace(-3, 3, 4).repeat_interleave(4)[:, None] * torch.arange(32)  # by rows
+        shifts = trunk.embed_patches(torch.zeros(1, 3, 32, 32))[0].unflatten(0, (2, 2))
+        assert (shifts[:, 0] - shifts[:, 1]).abs().max() <= 1e-5 and (shifts[0] - shifts[1]).abs().max() > 1e-3
+
+
 @every
 def test_activation_checkpointing_leaves_gradients_as_they_are(family: str, kind: str) -> None:
     model = perturbed(build(family, kind)).train()  # with the dropout of PubMedBERT
@@ -258,7 +297,7 @@ def test_activation_checkpointing_leaves_gradients_as_they_are(family: str, kind
         calls.clear()
         torch.manual_seed(7)
         for prompts, keep in ((None, None), (all_kinds(3), torch.tensor([[0, 3, 4], [1, 2, 6]]))):
-            out = model(pictures(), prompts, TEXTS, keep)
+            out = model(pictures(), prompts, TEXTS, keep, windows_of(model, prompts))
             region = 0 if out.region is None else out.region[..., 0].sum()
             (out.image.square() @ torch.arange(32.0) + out.text[:, 1] + region).sum().backward()
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
