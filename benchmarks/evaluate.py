@@ -50,19 +50,18 @@ def open_clip_loop(
     with torch.no_grad():
         words = model.tokenizer([f"a {name} image" for name in CLASSES]).to(device)
         classes = model.clip.encode_text(words, normalize=True)
-    encoded = [item.folder.image_bytes(item.index) for item in items]
 
-    def picture(data: bytes) -> torch.Tensor:
-        return transform(Image.open(io.BytesIO(data)))
+    def picture(item: Item) -> torch.Tensor:
+        return transform(Image.open(io.BytesIO(item.folder.image_bytes(item.index))))
 
     def run() -> object:
         answers = []
         with torch.no_grad(), ThreadPoolExecutor(max(1, workers)) as pool:
-            pictures = pool.map(picture, encoded) if workers else map(picture, encoded)
+            pictures = pool.map(picture, items) if workers else map(picture, items)
             rows: list[torch.Tensor] = []
             for number, row in enumerate(pictures, 1):
                 rows.append(row)
-                if len(rows) == batch or number == len(encoded):
+                if len(rows) == batch or number == len(items):
                     pixels = torch.stack(rows).to(device)
                     embedding = model.clip.encode_image(pixels, normalize=True)
                     answers.append((model.clip.logit_scale.exp() * embedding @ classes.T).softmax(-1).cpu())
@@ -99,10 +98,11 @@ def main() -> None:
         asked = [Request(case.item, prompt, comparator) for case, prompt in zip(cases, prompts, strict=True)]
         return lambda: features().embed(asked)
 
+    texts = TextClassifier(features().texts, CLASSES, TEMPLATES)  # words are encoded once, as the loop's are
+
     def images() -> object:
         asking = features()
         embeddings = asking.embed([Request(item, None) for item in items])
-        texts = TextClassifier(asking.texts, CLASSES, TEMPLATES)
         return texts.scores(embeddings, [item.sample.modality for item in items], asking.image_scale)
 
     ways: dict[str, Callable[[], object]] = {

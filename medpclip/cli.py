@@ -17,8 +17,12 @@ from medpclip.errors import MedpclipError
 
 class _Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As ever, and "train plot", a verb of two words beside one that takes a file."""
+        """As ever, and "train plot" and "eval compare", verbs of two words beside ones that take a file."""
         words = list(sys.argv[1:] if args is None else args)
+        if words[:2] == ["eval", "compare"]:
+            from medpclip.evaluation.compare import parse_and_run
+
+            return argparse.Namespace(run=lambda _: parse_and_run(words[2:]))
         if words[:2] == ["train", "plot"]:
             words[:2] = ["train plot"]
         return super().parse_args(words, namespace)

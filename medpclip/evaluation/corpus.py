@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from medpclip.data.loading.decode import decode
 from medpclip.data.loading.geometry import Window
+from medpclip.data.pictures import PictureError
 from medpclip.data.schema import Region, Sample
 from medpclip.data.shards import MANIFEST, ShardFolder
 from medpclip.errors import MedpclipError
@@ -21,7 +23,7 @@ from medpclip.files import file_sha256
 
 @dataclass
 class Item:
-    """One image of the evaluated split."""
+    """One image."""
 
     folder: ShardFolder
     index: int
@@ -33,13 +35,15 @@ class Item:
         Raises:
             MedpclipError: an unreadable picture, or one of another size than its JSON says, so that no box would fit.
         """
-        image = self.folder.image(self.index)
-        if image.shape[:2] != (self.sample.height, self.sample.width):
+        extension = self.folder.rows[self.index].extension
+        try:
+            return decode(
+                self.folder.image_bytes(self.index), extension, self.sample.width, self.sample.height, factor=1
+            )[0]
+        except PictureError as error:
             raise MedpclipError(
-                f"{self.folder.where(self.index)}: the image is {image.shape[1]}x{image.shape[0]}, its JSON says "
-                f"{self.sample.width}x{self.sample.height}; run 'medpclip data check {self.folder.folder}'"
-            )
-        return image
+                f"{self.folder.where(self.index)}: {error.detail}; run 'medpclip data check {self.folder.folder}'"
+            ) from None
 
 
 @dataclass
@@ -48,6 +52,7 @@ class Source:
 
     Attributes:
         items: the evaluated split's images.
+        by_split: all images of the splits that the task needs: the evaluated one, and train and val where it has a probe.
         classes: region categories of all splits, sorted.
         train_boxes: unit boxes (x1, y1, x2, y2) of the train split's regions and their categories.
         pairs: kind of difference -> pairs of categories that differ by it alone, as the manifest states them.
@@ -55,6 +60,7 @@ class Source:
 
     name: str
     items: list[Item] = field(default_factory=list)
+    by_split: dict[str, list[Item]] = field(default_factory=dict)
     classes: list[str] = field(default_factory=list)
     train_boxes: list[tuple[np.ndarray, str]] = field(default_factory=list)
     pairs: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
@@ -79,6 +85,10 @@ class Corpus:
         """The evaluated images of all sources."""
         return [item for source in self.sources for item in source.items]
 
+    def split_items(self, split: str) -> list[Item]:
+        """The images of a split of the same sources; none of one that the task doesn't need."""
+        return [item for source in self.sources for item in source.by_split.get(split, [])]
+
 
 def read_corpus(task: Task) -> Corpus:
     """Read the facts (not the images) of all samples of the task's folders.
@@ -88,7 +98,9 @@ def read_corpus(task: Task) -> Corpus:
     """
     sources: dict[str, Source] = {}
     categories: dict[str, Counter[str]] = {}
-    labels: dict[str, set[str]] = {question.label: set() for question in task.image}
+    asked = [*(question.label for question in task.image), *(probe.label for probe in task.probe)]
+    labels: dict[str, set[str]] = {label: set() for label in asked if label != "region"}
+    splits = {task.split} | ({"train", "val"} if task.probe else set())
     manifests: dict[Path, tuple[str, str]] = {}
     for name in task.folders:
         path = Path(name).resolve()
@@ -102,24 +114,30 @@ def read_corpus(task: Task) -> Corpus:
             source.pairs.update(_pairs(folder))
             categories.setdefault(sample.source, Counter()).update(r.category for r in sample.regions if not r.iscrowd)
             for label, values in labels.items():
-                if (value := label_of(sample, label)) is not None:
-                    values.add(value)
-            if sample.split == task.split:
-                source.items.append(Item(folder, index, sample))
+                values.update(values_of(sample, label) or ())
+            if sample.split in splits:
+                source.by_split.setdefault(sample.split, []).append(Item(folder, index, sample))
             if sample.split == "train":
                 source.train_boxes += _boxes(sample)
     for source in sources.values():
         source.classes = sorted(categories[source.name])
+        source.items = source.by_split.get(task.split, [])
     evaluated = sorted((s for s in sources.values() if s.items), key=lambda s: s.name)
     return Corpus(evaluated, {k: sorted(v) for k, v in labels.items()}, list(manifests.values()))
 
 
 def label_of(sample: Sample, label: str) -> str | None:
-    """What a sample says to an image-level label, as text; None where it is silent or says several things."""
+    """What a sample says to an image-level label, as text; None where it is silent or says none or several things."""
+    values = values_of(sample, label)
+    return values[0] if values is not None and len(values) == 1 else None
+
+
+def values_of(sample: Sample, label: str) -> list[str] | None:
+    """All that a sample says to an image-level label, as text; None where it is silent, an empty list for nothing."""
     value = sample.modality if label == "modality" else sample.labels.get(label.removeprefix("labels."))
-    if isinstance(value, list):
-        value = value[0] if len(value) == 1 else None
-    return None if value is None else str(value)
+    if value is None:
+        return None
+    return [str(one) for one in value] if isinstance(value, list) else [str(value)]
 
 
 def unit_box(region: Region, width: int, height: int) -> np.ndarray | None:

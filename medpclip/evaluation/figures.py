@@ -1,53 +1,36 @@
-"""The report's pictures: loss curves, confusion matrices, prompted images. All readable in black and white."""
+"""The report's pictures: confusion matrices and prompted images. All readable in black and white."""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from medpclip.data.loading.geometry import Window
-from medpclip.data.loading.prompting import PromptKind
-from medpclip.evaluation.zero_shot import Case, region_prompt
+from medpclip.evaluation.cases import region_prompt
+from medpclip.evaluation.plots import plain, png
+from medpclip.evaluation.scores import Case
 
-_CURVES = {"loss": ("-", 2.0), "loss_image": ("--", 1.2), "loss_region": (":", 1.8)}
 _COUNTS_UP_TO = 30  # classes; beyond, the counts would not be readable
 _LIGHT, _DARK = (255, 255, 255), (0, 0, 0)
+
+
+@dataclass
+class Picture:
+    """A figure of the page: `source` is a data URI, `text` stands in for it where it can't be seen."""
+
+    source: str
+    text: str
+    caption: str
 
 
 def data_uri(data: bytes, kind: str) -> str:
     """Image bytes as a URI that stands in the page itself; `kind` as "png"."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def loss_curves(log: Sequence[dict[str, Any]]) -> bytes | None:
-    """PNG of the losses over the steps, each told by its line style; None where the log has none.
-
-    Args:
-        log: rows with "step" and any of "loss", "loss_image", "loss_region"; others are passed over.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3.2), layout="constrained")
-    axes = figure.add_subplot()
-    drawn = False
-    for name, (style, width) in _CURVES.items():
-        points = [(row["step"], row[name]) for row in log if _is_number(row.get("step")) and _is_number(row.get(name))]
-        if points:
-            steps, values = _averaged(np.array(points, float))
-            axes.plot(steps, values, style, color="black", linewidth=width, label=name.replace("_", " "))
-            drawn = True
-    if not drawn:
-        return None
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    return _png(figure)
 
 
 def confusion_picture(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> bytes:
@@ -61,27 +44,35 @@ def confusion_picture(confusion: Sequence[Sequence[int]], classes: Sequence[str]
     axes = figure.add_subplot()
     axes.imshow(share, cmap="Greys", vmin=0, vmax=1)
     ticks = range(len(classes))
-    axes.set_xticks(ticks, classes, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
-    axes.set_yticks(ticks, [f"{c} ({n})" for c, n in zip(classes, counts.sum(axis=1), strict=True)], fontsize=8)
+    axes.set_xticks(ticks, [plain(c) for c in classes], rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
+    axes.set_yticks(ticks, [f"{plain(c)} ({n})" for c, n in zip(classes, counts.sum(axis=1), strict=True)], fontsize=8)
     axes.set_xlabel("answer")
     axes.set_ylabel("true class (count)")
     if len(classes) <= _COUNTS_UP_TO:
         for i, j in np.argwhere(counts > 0):
             colour = "white" if share[i, j] > 0.5 else "black"
             axes.text(j, i, str(counts[i, j]), ha="center", va="center", color=colour, fontsize=6)
-    return _png(figure)
+    return png(figure)
 
 
-def prompted_picture(case: Case, kind: PromptKind, seed: int, size: int = 320) -> bytes:
-    """JPEG of the case's image, longer side `size`, with the prompt drawn in white on black, to show on any ground."""
+def prompted_picture(case: Case, kind: str, seed: int, size: int = 320) -> bytes:
+    """JPEG of the case's image, longer side `size`, with the prompt drawn in white on black, to show on any ground.
+
+    Args:
+        case: an image is shown as it is.
+        kind: the prompt kind of a region.
+        seed: of the task, for clicks.
+        size: in pixels.
+    """
     image = case.item.image()
     height, width = image.shape[:2]
     scale = size / max(width, height)
     shape = (max(1, round(width * scale)), max(1, round(height * scale)))
     picture = Image.fromarray(image).resize(shape, Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(picture)
-    assert case.region is not None
-    if kind == "box" and case.region.bbox is not None:
+    if case.region is None:
+        pass
+    elif kind == "box" and case.region.bbox is not None:
         x, y, w, h = (v * scale for v in case.region.bbox)
         for grow, colour in ((2, _DARK), (1, _LIGHT), (0, _LIGHT), (-1, _DARK)):
             low = (x - grow, y - grow)
@@ -90,7 +81,8 @@ def prompted_picture(case: Case, kind: PromptKind, seed: int, size: int = 320) -
         picture = _contoured(picture, mask)
     elif kind == "point":
         window = Window.whole(width, height)
-        prompt = region_prompt(case, kind, 1, seed)
+        prompt = region_prompt(case, "point", 1, seed)
+        assert prompt is not None
         for x, y in (prompt.points * window.side + (window.left, window.top)) * scale:
             for radius, line, colour in ((10, 6, _DARK), (9, 3, _LIGHT)):
                 pen.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour, width=line - 1)
@@ -117,20 +109,3 @@ def _grown(mask: np.ndarray) -> np.ndarray:
     out[:, 1:] |= mask[:, :-1]
     out[:, :-1] |= mask[:, 1:]
     return out
-
-
-def _averaged(points: np.ndarray, count: int = 200) -> tuple[np.ndarray, np.ndarray]:
-    """(n, 2) steps and values, as means over `count` stretches where there are more."""
-    parts = np.array_split(points, min(count, len(points)))
-    return np.array([p[:, 0].mean() for p in parts]), np.array([p[:, 1].mean() for p in parts])
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))
-
-
-def _png(figure: Any) -> bytes:
-    stream = io.BytesIO()
-    # Without the software's version and date the same figures give the same bytes.
-    figure.savefig(stream, format="png", dpi=110, metadata={"Software": None})
-    return stream.getvalue()

@@ -4,58 +4,66 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from medpclip.data.loading.prompting import PromptKind
-from medpclip.evaluation.corpus import rng_for
-from medpclip.evaluation.figures import confusion_picture, data_uri, loss_curves, prompted_picture
-from medpclip.evaluation.predictions import top_answers
-from medpclip.evaluation.result import OURS, order_of
-from medpclip.evaluation.tables import HEADINGS, differences_table, images_table, pairs_table, regions_table
+from medpclip.evaluation.figures import Picture, confusion_picture, data_uri
+from medpclip.evaluation.gallery import cards
+from medpclip.evaluation.headline import OURS
+from medpclip.evaluation.metrics import BALANCED_ACCURACY
+from medpclip.evaluation.plots import curves_picture, jitter_of, loss_curves, reliability_curves
+from medpclip.evaluation.result import order_of
+from medpclip.evaluation.scores import Evaluation
+from medpclip.evaluation.subgroups import SIZES
+from medpclip.evaluation.tables import (
+    Table,
+    calibration_table,
+    differences_table,
+    heading,
+    images_table,
+    labels_table,
+    metrics_table,
+    pairs_table,
+    probe_table,
+    prompted_images_table,
+    published_table,
+    regions_table,
+    retrieval_table,
+    robustness_table,
+    subgroups_tables,
+)
 from medpclip.evaluation.task import Task
-from medpclip.evaluation.zero_shot import Evaluation, Scores
 
 GALLERY = 24
 LOG = "log.jsonl"
 _TEMPLATE = "report.html.j2"
+_PANELS = 16  # reliability curves in a picture
+Row = dict[str, Any]
 
 
 @dataclass
-class Picture:
-    """A figure of the page: `source` is a data URI, `text` stands in for it where it can't be seen."""
-
-    source: str
-    text: str
-    caption: str
-
-
-@dataclass
-class Card:
-    """A case of the gallery.
+class Part:
+    """A section of the page, left out where it has neither tables nor pictures.
 
     Attributes:
-        answers: class, percent, whether it is the true one.
-        others: what the other comparators answer: heading, class, whether it is the true one.
+        anchor: by which the list of contents finds it, and the template its words.
     """
 
-    picture: Picture
-    prompt: str
-    source: str
-    true: str
-    right: bool
-    answers: list[tuple[str, str, bool]]
-    others: list[tuple[str, str, bool]]
+    anchor: str
+    title: str
+    tables: list[Table] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.tables = [table for table in self.tables if table.rows]
 
 
-def render_report(
-    result: dict[str, Any], evaluation: Evaluation, task: Task, log: list[dict[str, Any]], gallery: int = GALLERY
-) -> str:
-    """The page's HTML.
+def render_report(result: Row, evaluation: Evaluation, task: Task, log: list[Row], gallery: int = GALLERY) -> str:
+    """The page's HTML, the same bytes for the same input.
 
     Args:
-        result: as `build_result` made it, with the block `timing`.
+        result: as `build_result` made it.
         evaluation: where the gallery's cases come from.
         task: what was measured.
         log: the training log's rows, as `run_log` reads them; empty for none.
@@ -67,30 +75,35 @@ def render_report(
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    made = [regions_table(result), differences_table(result), pairs_table(result)]
     return environment.get_template(_TEMPLATE).render(
         result=result,
-        region_tables=[table for table in made if table.rows],
-        image_tables=[table for table in [images_table(result)] if table.rows],
-        curves=_curves(log),
-        confusions=list(_confusions(result)),
-        cards=list(_cards(evaluation, task, gallery)),
+        parts=[part for part in parts(result, log) if part.tables or part.pictures],
+        cards=list(cards(evaluation, task.seed, gallery)),
         templates={"regions": task.region.templates if task.region else []}
         | {f"images: {question.label}": question.templates for question in task.image},
         no_mean=_sources_alone(result),
     )
 
 
-def _sources_alone(result: dict[str, Any]) -> dict[str, list[str]]:
-    """Sources that are the only one in a headline -> the prompt kinds where they are."""
-    alone: dict[str, list[str]] = {}
-    for prompt, sources in {row["prompt"]: row["sources"] for row in result["headline"]}.items():
-        if len(sources) == 1:
-            alone.setdefault(sources[0], []).append(prompt)
-    return alone
+def parts(result: Row, log: list[Row]) -> list[Part]:
+    """The page's sections in order, empty ones too."""
+    return [
+        Part("published", "Published figures", [published_table(result)]),
+        Part("regions", "Regions", [regions_table(result), differences_table(result), pairs_table(result)]),
+        Part("images", "Whole images", [images_table(result), prompted_images_table(result)]),
+        Part("labels", "Whole images with several labels", [labels_table(result)]),
+        Part("retrieval", "Retrieval", [retrieval_table(result)]),
+        Part("probes", "Probes", [probe_table(result)]),
+        Part("robustness", "Robustness", [robustness_table(result)], list(_jitter_curves(result))),
+        Part("subgroups", "Subgroups", subgroups_tables(result), list(_size_curves(result))),
+        Part("calibration", "Calibration", [calibration_table(result)], list(_reliability(result))),
+        Part("confusions", "Confusion matrices", [], list(_confusions(result))),
+        Part("metrics", "All metrics of regions", [metrics_table(result)]),
+        Part("training", "Training", [], list(_losses(log))),
+    ]
 
 
-def run_log(checkpoint: Path | None, step: int | None) -> list[dict[str, Any]]:
+def run_log(checkpoint: Path | None, step: int | None) -> list[Row]:
     """The training log up to a checkpoint's step, or nothing; a last line cut short is left out.
 
     Args:
@@ -106,7 +119,7 @@ def run_log(checkpoint: Path | None, step: int | None) -> list[dict[str, Any]]:
     return [row for row in rows if step is None or row.get("step", 0) <= step]
 
 
-def _log_rows(path: Path) -> Iterator[dict[str, Any]]:
+def _log_rows(path: Path) -> Iterator[Row]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
@@ -116,77 +129,101 @@ def _log_rows(path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _curves(log: list[dict[str, Any]]) -> Picture | None:
+def _sources_alone(result: Row) -> dict[str, list[str]]:
+    """Sources that are the only one in a headline -> the prompt kinds where they are."""
+    alone: dict[str, list[str]] = {}
+    for prompt, sources in {row["prompt"]: row["sources"] for row in result["headline"]}.items():
+        if len(sources) == 1:
+            alone.setdefault(sources[0], []).append(prompt)
+    return alone
+
+
+def _losses(log: list[Row]) -> Iterator[Picture]:
     png = loss_curves(log)
-    if png is None:
-        return None
-    steps = [row["step"] for row in log if "step" in row]
-    last = next((row["loss"] for row in reversed(log) if "loss" in row), None)
-    text = f"Training losses up to step {max(steps, default=0)}" + (f"; the last loss is {last:.3f}" if last else "")
-    return Picture(data_uri(png, "png"), text, text + ".")
+    if png is not None:
+        steps = [row["step"] for row in log if "step" in row]
+        last = next((row["loss"] for row in reversed(log) if "loss" in row), None)
+        text = f"Training losses up to step {max(steps, default=0)}" + (f"; the last is {last:.3f}" if last else "")
+        yield _picture(png, text, text + ".")
 
 
-def _confusions(result: dict[str, Any]) -> Iterator[Picture]:
+def _confusions(result: Row) -> Iterator[Picture]:
     """The model's own answers by each prompt kind, then the image level."""
-    for row in result["region"]:
-        if row["comparator"] == OURS:
-            yield _confusion(row, f"{row['source']}, by {row['prompt']}")
-    for row in result["image"]:
-        yield _confusion(row, f"images: {row['label']}")
+    values = {_key(row): row["value"] for row in result["rows"] if row["metric"] == BALANCED_ACCURACY}
+    for block in _own(result["confusions"]):
+        value = values.get(_key(block))
+        shown = "no" if value is None else f"{100 * value:.1f} %"
+        what = _what(block)
+        text = f"Confusion matrix, {what}: {len(block['classes'])} classes, {shown} balanced accuracy"
+        yield _picture(confusion_picture(block["counts"], block["classes"]), text, f"{what} ({shown})")
 
 
-def _confusion(row: dict[str, Any], what: str) -> Picture:
-    value = "no" if row["value"] is None else f"{100 * row['value']:.1f} %"
-    text = f"Confusion matrix, {what}: {len(row['classes'])} classes, {value} balanced accuracy"
-    return Picture(data_uri(confusion_picture(row["confusion"], row["classes"]), "png"), text, f"{what} ({value})")
+def _reliability(result: Row) -> Iterator[Picture]:
+    """The model's own answers, by the first prompt kind of each question."""
+    first: dict[tuple[str, str], Row] = {}
+    for curve in _own(result["calibration"]):
+        first.setdefault((curve["section"], curve["name"]), curve)
+    curves = [curve | {"title": _what(curve)} for curve in first.values()]
+    for start in range(0, len(curves), _PANELS):
+        some = curves[start : start + _PANELS]
+        text = "Reliability: the share that is right over the confidence, for " + "; ".join(c["title"] for c in some)
+        yield _picture(
+            reliability_curves(some),
+            text,
+            "Dots: bins. Dotted line: as sure as right. Bars: shares of the cases.",
+        )
 
 
-def _cards(evaluation: Evaluation, task: Task, count: int) -> Iterator[Card]:
-    """Cases of all sources and prompt kinds in turn, right and wrong ones alternating where there are both."""
-    queues = [
-        queue
-        for scores in evaluation.region
-        for prompt in dict.fromkeys(prompt for prompt, _ in scores.values)
-        for queue in _queues(scores, prompt, task.seed)
-    ]
-    shown: set[tuple[str, str]] = set()
-    while queues and count > 0:
-        scores, prompt, cases = queue = queues.pop(0)
-        images = ((i, (scores.name, scores.cases[i].item.sample.key)) for i in cases)
-        fresh = next(((i, image) for i, image in images if image not in shown), None)  # an image is shown once
-        if fresh is not None:
-            shown.add(fresh[1])
-            yield _card(scores, fresh[0], prompt, task.seed)
-            count -= 1
-            queues.append(queue)
+def _jitter_curves(result: Row) -> Iterator[Picture]:
+    """For each prompt kind the model's own answers over the jitter, a line for each source."""
+    rows = [r for r in result["rows"] if r["metric"] == BALANCED_ACCURACY and r["comparator"] == OURS]
+    found = [(*jitter, row) for row in rows if (jitter := jitter_of(row["prompt"])) is not None]
+    for kind in dict.fromkeys(kind for kind, _, _ in found):
+        steps = [0.0, *sorted({percent for k, percent, _ in found if k == kind})]
+        curves: dict[str, list[Row]] = {}
+        for _, percent, row in (one for one in found if one[0] == kind):
+            curves.setdefault(row["name"], []).append(row | {"at": steps.index(percent)})
+        for row in (r for r in rows if r["section"] == "region" and r["prompt"] == kind and r["name"] in curves):
+            curves[row["name"]].append(row | {"at": 0})
+        text = f"Balanced accuracy over the jitter of the {kind} prompt, for {', '.join(curves)}"
+        png = curves_picture(curves, [f"{step:g} %" for step in steps], f"each side of the {kind} moves by up to")
+        yield _picture(png, text, text + ".")
 
 
-def _queues(scores: Scores, prompt: str, seed: int) -> list[tuple[Scores, str, list[int]]]:
-    """The right and the wrong cases of one prompt kind, each in a seeded order."""
-    name = OURS if (prompt, OURS) in scores.values else min((n for p, n in scores.values if p == prompt), key=order_of)
-    right: list[int] = []
-    wrong: list[int] = []
-    for i in rng_for(seed, "gallery", scores.name, prompt).permutation(len(scores.cases)):
-        top = top_answers(scores, i, prompt, name, 1)
-        if top:
-            (right if top[0][0] == scores.classes[scores.cases[i].true] else wrong).append(int(i))
-    return [(scores, prompt, right), (scores, prompt, wrong)]
+def _size_curves(result: Row) -> Iterator[Picture]:
+    """For each source the comparators over the regions' size, by the source's first prompt kind."""
+    rows = [r for r in result["subgroups"] if r["section"] == "region" and r["part"].startswith("size: ")]
+    first = {r["name"]: r["prompt"] for r in reversed(rows)}
+    for name in dict.fromkeys(r["name"] for r in rows):
+        prompt = first[name]
+        own = [r for r in rows if (r["name"], r["prompt"]) == (name, prompt)]
+        present = {r["part"].removeprefix("size: ") for r in own}
+        sizes = [size for _, size in SIZES if size in present]
+        curves: dict[str, list[Row]] = {}
+        for row in sorted(own, key=lambda r: order_of(r["comparator"])):
+            at = sizes.index(row["part"].removeprefix("size: "))
+            curves.setdefault(heading(row["comparator"]), []).append(row | {"at": at})
+        text = f"Balanced accuracy over the regions' size, {name} by {prompt}"
+        yield _picture(
+            curves_picture(curves, sizes, "side of the region (root of its area), against the side of its image"),
+            text,
+            text + ".",
+        )
 
 
-def _card(scores: Scores, index: int, prompt: str, seed: int) -> Card:
-    case = scores.cases[index]
-    true = scores.classes[case.true]
-    names = sorted((n for p, n in scores.values if p == prompt), key=order_of)
-    best = top_answers(scores, index, prompt, names[0])
-    others = [(HEADINGS.get(n, n), top_answers(scores, index, prompt, n, 1)) for n in names[1:]]
-    jpeg = prompted_picture(case, cast(PromptKind, prompt), seed)
-    text = f"{case.item.sample.modality} image with a {prompt} prompt on a {true}; the first answer is {best[0][0]}"
-    return Card(
-        Picture(data_uri(jpeg, "jpeg"), text, ""),
-        prompt,
-        scores.name,
-        true,
-        best[0][0] == true,
-        [(name, f"{100 * p:.0f} %", name == true) for name, p in best],
-        [(heading, top[0][0], top[0][0] == true) for heading, top in others if top],
-    )
+def _own(blocks: list[Row]) -> list[Row]:
+    """The model's own answers: prompted regions, unprompted images, probes."""
+    return [b for b in blocks if b["comparator"] == OURS or b["prompt"] == "image"]
+
+
+def _what(row: Row) -> str:
+    by = "" if row["prompt"] == "image" else f", by {row['prompt'].replace('_', ' ')}"
+    return f"{'images: ' if row['section'] == 'image' else ''}{row['name']}{by}"
+
+
+def _key(row: Row) -> tuple[str, ...]:
+    return row["section"], row["name"], row["prompt"], row["comparator"]
+
+
+def _picture(png: bytes, text: str, caption: str) -> Picture:
+    return Picture(data_uri(png, "png"), text, caption)

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from medpclip.config import to_mapping
-from medpclip.evaluation.bootstrap import GroupCounts, mean_of_sources, percentile_interval, resample
+from medpclip.evaluation.answers import Asked, Choices, all_answers
+from medpclip.evaluation.calibration import reliability
 from medpclip.evaluation.corpus import Corpus
-from medpclip.evaluation.exposure import Exposure, TrainedOn, exposure_of, least, trained_on_warnings
-from medpclip.evaluation.metrics import accuracy, balanced_accuracy, confusion_matrix
-from medpclip.evaluation.task import COMPARATORS, Bootstrap, Task
-from medpclip.evaluation.texts import templates_sha256
-from medpclip.evaluation.zero_shot import Evaluation, Scores
+from medpclip.evaluation.exposure import TrainedOn, trained_on_warnings
+from medpclip.evaluation.headline import Measures, differences, headline, labels_apart, pairs
+from medpclip.evaluation.metrics import confusion_matrix
+from medpclip.evaluation.rows import Row
+from medpclip.evaluation.scores import Evaluation
+from medpclip.evaluation.subgroups import subgroup_rows
+from medpclip.evaluation.task import COMPARATORS, Task
 
-FORMAT = 1
-METRIC = "balanced_accuracy"
-OURS = "prompted"
+FORMAT = 2
 _PACKAGES = ("medpclip", "torch", "open_clip_torch", "numpy", "pillow", "scikit-learn")
+# Keys of a task that don't change what is asked: the data are known by their manifests.
+_NOT_ASKED = ("name", "data", "published", "batch_size", "prompts_per_pass")
 
 
 @dataclass
@@ -46,38 +48,56 @@ class ModelFacts:
 
 
 def build_result(task: Task, model: ModelFacts, corpus: Corpus, evaluation: Evaluation) -> dict[str, Any]:
-    """The content of result.json without its block `timing`: a pure function of its arguments."""
-    trained, templates = model.trained_on, _region_templates(task)
-    region = [row for scores in evaluation.region for row in _rows(scores, task, templates, trained)]
-    image_templates = [q.templates for q in task.image]
-    image = [
-        row | {"label": row.pop("source")}
-        for scores, own in zip(evaluation.image, image_templates, strict=True)
-        for row in _rows(scores, task, own, trained)
-    ]
+    """The content of result.json without its block `timing`: a pure function of its arguments.
+
+    `rows` holds every metric of every question (see `Row`). `headline` are the means over the sources where several
+    region classes occur in one image; `differences`, `pairs` and `subgroups` are rows too, of the sections' main metrics.
+    Figures are rounded to nine digits, so that sums in another order don't show.
+    """
+    trained = model.trained_on
+    measures = Measures.of(task, trained, all_answers(evaluation))
+    means, mean_differences = headline(measures, [s.name for s in evaluation.of("region") if s.mixed])
     result = {
         "format": FORMAT,
         "task": to_mapping(task) | {"data": [name for name, _ in corpus.manifests]},
+        "task_sha256": task_sha256(task),
         "split": task.split,
         "model": {"name": model.name, "weights_sha256": model.weights_sha256, "step": model.step},
         "data": [{"folder": name, "manifest_sha256": digest} for name, digest in corpus.manifests],
+        "lexicon_sha256": lexicon_sha256(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
         "seed": task.seed,
         "warnings": trained_on_warnings(trained, task.split, corpus.manifests),
-        "headline": _headline(evaluation.region, task, trained),
-        "region": region,
-        "differences": [row for scores in evaluation.region for row in _differences(scores, task)],
-        "pairs": [row for scores in evaluation.region for row in _pair_rows(scores, task, templates, trained)],
-        "image": image,
+        "published": [asdict(figure) for figure in task.published],
+        "headline": _data(means),
+        "rows": _data(measures.rows()),
+        "differences": _data([*mean_differences, *differences(measures)]),
+        "pairs": _data(pairs(evaluation, task, trained)),
+        "subgroups": _data([*labels_apart(measures), *subgroup_rows(evaluation, task, trained)]),
+        "confusions": [_confusion(asked, given) for asked, given in _choices(measures)],
+        "calibration": [_reliability(asked, given, task.calibration_bins) for asked, given in _choices(measures)],
         "left_out": evaluation.left_out,
     }
     return _finite(result)
 
 
-def answers(values: np.ndarray) -> np.ndarray:
-    """(n, C) log-probabilities -> (n,) the best candidate's index, the first of equals; -1 for rows of NaN."""
-    asked = ~np.isnan(values).any(axis=1)
-    return np.where(asked, np.argmax(np.where(asked[:, None], values, 0), axis=1), -1)
+def task_sha256(task: Task) -> str:
+    """SHA-256 of all that a task asks; its name, its data's folders and what changes speed only don't count."""
+    return hashlib.sha256(json.dumps(asked_by(to_mapping(task)), sort_keys=True).encode()).hexdigest()
+
+
+def asked_by(task: dict[str, Any]) -> dict[str, Any]:
+    """What of a task, as result.json holds it, changes figures."""
+    return {key: value for key, value in task.items() if key not in _NOT_ASKED}
+
+
+def lexicon_sha256() -> str:
+    """SHA-256 of the lexicon's files, which say what classes are kinds of one another and describe them."""
+    from medpclip.data.lexicon.lexicon import shipped_files
+    from medpclip.files import file_sha256
+
+    lines = (f"{path.name} {file_sha256(path)}\n" for path in sorted(shipped_files()))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def weights_sha256(file: Path | None, tensors: dict[str, Any]) -> str:
@@ -100,168 +120,27 @@ def order_of(name: str) -> tuple[int, str]:
     return (known.index(name) if name in known else len(known), name)
 
 
-def _region_templates(task: Task) -> list[str]:
-    return task.region.templates if task.region is not None else []
+def _data(rows: Any) -> list[dict[str, Any]]:
+    return [row.data() for row in rows if isinstance(row, Row)]
 
 
-def _rows(scores: Scores, task: Task, templates: list[str], trained: TrainedOn | None) -> list[dict[str, Any]]:
-    """A row for each prompt kind and comparator."""
+def _choices(measures: Measures) -> list[tuple[Asked, Choices]]:
+    """Where there are confusions and probabilities to show: not for each of the many disturbances."""
     return [
-        _row(scores, _Predicted.of(scores, prompt, name), prompt, name, task, templates, trained)
-        for prompt, name in scores.values
-        if (answers(scores.values[prompt, name]) >= 0).any()
+        (asked, given)
+        for asked, given in measures.answers.items()
+        if isinstance(given, Choices) and asked.section != "robustness"
     ]
 
 
-def _exposure(scores: Scores, trained: TrainedOn | None, classes: Sequence[str]) -> Exposure:
-    terms = classes if any(case.region is not None for case in scores.cases) else None
-    return exposure_of(trained, {case.item.sample.source for case in scores.cases}, terms)
+def _confusion(asked: Asked, given: Choices) -> dict[str, Any]:
+    counts = confusion_matrix(given.true, given.predicted, len(given.classes))
+    return asked._asdict() | {"classes": given.classes, "counts": counts.tolist()}
 
 
-@dataclass
-class _Predicted:
-    """The cases that were asked in one way.
-
-    Attributes:
-        true, predicted: (n,) indices into `classes`.
-        groups: (n,) indices in [0, group_count).
-        images: (n,) indices of images.
-    """
-
-    classes: list[str]
-    true: np.ndarray
-    predicted: np.ndarray
-    groups: np.ndarray
-    group_count: int
-    images: int
-
-    @classmethod
-    def of(cls, scores: Scores, prompt: str, name: str, pair: tuple[str, str] | None = None) -> _Predicted:
-        values, true, classes = scores.values[prompt, name], scores.true, scores.classes
-        if pair is not None:
-            columns = [classes.index(c) for c in pair]
-            values, classes = values[:, columns], list(pair)
-            true = np.select([true == c for c in columns], range(len(columns)), -1)
-        predicted = answers(values)
-        # The groups of all cases, asked or not, in one order: the resamples of two comparators pair up.
-        candidates = [i for i in range(len(true)) if true[i] >= 0]
-        groups = {g: n for n, g in enumerate(sorted({scores.cases[i].group for i in candidates}))}
-        used = [i for i in candidates if predicted[i] >= 0]
-        return cls(
-            classes,
-            true[used],
-            predicted[used],
-            np.array([groups[scores.cases[i].group] for i in used], np.int64),
-            len(groups),
-            len({(scores.cases[i].group[0], scores.cases[i].item.sample.key) for i in used}),
-        )
-
-    @property
-    def confusion(self) -> np.ndarray:
-        return confusion_matrix(self.true, self.predicted, len(self.classes))
-
-    @property
-    def occurring(self) -> list[str]:
-        """The classes that some case has."""
-        return [self.classes[i] for i in np.unique(self.true)]
-
-    def resampled(self, bootstrap: Bootstrap, source: str) -> np.ndarray:
-        """Resamples of a source; the same for all its comparators, others for another source."""
-        digest = hashlib.sha256(f"{bootstrap.seed}\n{source}".encode()).digest()
-        counts = GroupCounts.of(self.true, self.predicted, self.groups, self.group_count, len(self.classes))
-        return resample(counts, bootstrap.draws, int.from_bytes(digest[:8], "little"))
-
-
-def _row(
-    scores: Scores,
-    cases: _Predicted,
-    prompt: str,
-    name: str,
-    task: Task,
-    templates: list[str],
-    trained: TrainedOn | None,
-) -> dict[str, Any]:
-    confusion = cases.confusion
-    return {
-        "source": scores.name,
-        "exposure": _exposure(scores, trained, cases.occurring),
-        "prompt": prompt,
-        "comparator": name,
-        "metric": METRIC,
-        "value": balanced_accuracy(confusion),
-        "interval": percentile_interval(cases.resampled(task.bootstrap, scores.name), task.bootstrap.level),
-        "level": task.bootstrap.level,
-        "accuracy": accuracy(confusion),
-        "cases": len(cases.true),
-        "images": cases.images,
-        "groups": len(np.unique(cases.groups)),
-        "split": task.split,
-        "classes": cases.classes,
-        "templates_sha256": templates_sha256(templates),
-        "confusion": confusion.tolist(),
-    }
-
-
-def _headline(regions: list[Scores], task: Task, trained: TrainedOn | None) -> list[dict[str, Any]]:
-    """Plain mean over the sources where several region classes occur in one image."""
-    mixed = [scores for scores in regions if scores.mixed]
-    out = []
-    for prompt, name in dict.fromkeys(key for scores in mixed for key in scores.values):
-        cases = [(s, _Predicted.of(s, prompt, name)) for s in mixed if (prompt, name) in s.values]
-        cases = [(s, c) for s, c in cases if len(c.true)]
-        if not cases:
-            continue
-        draws = mean_of_sources([c.resampled(task.bootstrap, s.name) for s, c in cases])
-        out.append(
-            {
-                "prompt": prompt,
-                "comparator": name,
-                "metric": f"mean_{METRIC}",
-                "value": float(np.mean([balanced_accuracy(c.confusion) for _, c in cases])),
-                "interval": percentile_interval(draws, task.bootstrap.level),
-                "level": task.bootstrap.level,
-                "sources": [s.name for s, _ in cases],
-                "exposure": least(_exposure(s, trained, c.occurring) for s, c in cases),
-                "cases": sum(len(c.true) for _, c in cases),
-            }
-        )
-    return out
-
-
-def _differences(scores: Scores, task: Task) -> list[dict[str, Any]]:
-    """The model's own answer minus each comparator's, paired: the same groups are resampled for both."""
-    out = []
-    for prompt, name in scores.values:
-        if name == OURS or (prompt, OURS) not in scores.values:
-            continue
-        ours, other = _Predicted.of(scores, prompt, OURS), _Predicted.of(scores, prompt, name)
-        if len(ours.true) != len(other.true) or not len(ours.true):
-            continue  # not the same cases, so no pair
-        draws = ours.resampled(task.bootstrap, scores.name) - other.resampled(task.bootstrap, scores.name)
-        out.append(
-            {
-                "source": scores.name,
-                "prompt": prompt,
-                "minus": name,
-                "metric": METRIC,
-                "value": balanced_accuracy(ours.confusion) - balanced_accuracy(other.confusion),
-                "interval": percentile_interval(draws, task.bootstrap.level),
-                "level": task.bootstrap.level,
-            }
-        )
-    return out
-
-
-def _pair_rows(scores: Scores, task: Task, templates: list[str], trained: TrainedOn | None) -> list[dict[str, Any]]:
-    """Regions of two classes, with only these two as candidates."""
-    out = []
-    for kind, pairs in scores.pairs.items():
-        for pair in pairs:
-            for prompt, name in scores.values:
-                cases = _Predicted.of(scores, prompt, name, pair)
-                if len(cases.true):
-                    out.append({"kind": kind} | _row(scores, cases, prompt, name, task, templates, trained))
-    return out
+def _reliability(asked: Asked, given: Choices, bins: int) -> dict[str, Any]:
+    curve = reliability(given.confidence, given.true == given.predicted, bins)
+    return asked._asdict() | {"bins": [asdict(one) for one in curve]}
 
 
 def _version(package: str) -> str | None:

@@ -11,7 +11,10 @@ from typing import Literal, get_args
 from medpclip.config import load
 from medpclip.data.loading.prompting import PromptKind
 
-OWN: tuple[str, ...] = ("prompted", "prompted_crop")  # the model's own region embedding; that of a crop with a box around it
+OWN: tuple[str, ...] = (
+    "prompted",
+    "prompted_crop",
+)  # the model's own region embedding; that of a crop with a box around it
 BOX_GEOMETRY = "box_geometry"
 ComparatorName = Literal[
     "prompted",
@@ -84,6 +87,14 @@ class ImageTask:
         if self.label == "modality" and any("modality" in fill_ins(t) for t in self.templates):
             raise ValueError("a template uses {modality}, which is what is asked; use {name}")
         _check_classes(self.classes)
+        if not self.prompts or len(set(self.prompts)) < len(self.prompts):
+            raise ValueError("prompts must name one or more different ways to ask")
+        if self.kind == "multi_label":
+            _check_templates(self.negatives)
+            if self.positive is not None:
+                raise ValueError("'positive' is for two classes that exclude one another; leave it out of multi_label")
+        elif self.positive and self.classes and (len(self.classes) != 2 or self.positive not in self.classes):
+            raise ValueError(f"'positive' is {self.positive!r}, expected one of two classes")
 
 
 @dataclass
@@ -159,6 +170,10 @@ class ProbeTask:
             raise ValueError("expected 'neighbours' and 'shots' of at least 1")
 
 
+def _prompted() -> list[ComparatorName] | None:
+    return ["prompted"]
+
+
 @dataclass
 class RobustnessTask:
     """The region question again, with worse prompts and worse images; for the model's own embedding and the comparators.
@@ -183,7 +198,7 @@ class RobustnessTask:
     tiny: float | None = 0.002
     corruptions: list[Corruption] = field(default_factory=list)
     severities: list[int] = field(default_factory=lambda: [1, 3, 5])
-    comparators: list[ComparatorName] | None = field(default_factory=lambda: ["prompted"])
+    comparators: list[ComparatorName] | None = field(default_factory=_prompted)
 
     def __post_init__(self) -> None:
         if any(not 0 < share <= 1 for share in self.jitter) or any(not 1 <= s <= 5 for s in self.severities):

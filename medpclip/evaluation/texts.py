@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+import numpy as np
 
 from medpclip.data.lexicon.lexicon import Lexicon
 from medpclip.data.loading.texts import fill_template
 from medpclip.errors import MedpclipError
 from medpclip.evaluation.task import fill_ins
-from medpclip.models.region_clip import RegionCLIP
 
 
 def class_texts(term: str, templates: Sequence[str], modality: str, lexicon: Lexicon) -> list[str]:
@@ -37,34 +34,53 @@ def templates_sha256(templates: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(list(templates), ensure_ascii=False).encode()).hexdigest()
 
 
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the last axis, float32; rows with NaN become NaN throughout."""
+    wide = logits.astype(np.float64)
+    wide = wide - wide.max(-1, keepdims=True)
+    return (wide - np.log(np.exp(wide).sum(-1, keepdims=True))).astype(np.float32)
+
+
 class TextClassifier:
     """The weights of a list of classes, made of their texts once per modality.
 
     Args:
-        model: its text tower is used as it stands.
-        classes: terms.
+        encode: T texts -> float32 (T, D), L2-normalised, as `Features.texts` does.
+        terms: the classes' words.
         templates: with the fill-ins {name}, {description}, {modality}.
-        device: where the model lies.
     """
 
     def __init__(
-        self, model: RegionCLIP, classes: Sequence[str], templates: Sequence[str], device: torch.device | str
+        self, encode: Callable[[Sequence[str]], np.ndarray], terms: Sequence[str], templates: Sequence[str]
     ) -> None:
-        self.model, self.classes, self.templates, self.device = model, list(classes), list(templates), device
+        self.encode, self.terms, self.templates = encode, list(terms), list(templates)
         self._by_modality = any("modality" in fill_ins(t) for t in templates)
-        self._weights: dict[str, Tensor] = {}
+        self._weights: dict[str, np.ndarray] = {}
 
-    def weights(self, modality: str) -> Tensor:
-        """(C, D): for each class the L2-normalised mean of its texts' L2-normalised embeddings."""
+    def weights(self, modality: str) -> np.ndarray:
+        """(C, D) float32: for each class the L2-normalised mean of its texts' L2-normalised embeddings."""
         key = modality if self._by_modality else ""
         if key not in self._weights:
             self._weights[key] = self._encode(key)
         return self._weights[key]
 
-    def _encode(self, modality: str) -> Tensor:
+    def cosines(self, embeddings: np.ndarray, modalities: Sequence[str]) -> np.ndarray:
+        """(n, D) L2-normalised embeddings, each of an image of some modality -> (n, C); rows of NaN stay so."""
+        out = np.empty((len(embeddings), len(self.terms)), np.float32)
+        of = np.array(modalities)
+        for modality in dict.fromkeys(modalities):
+            rows = of == modality
+            out[rows] = embeddings[rows] @ self.weights(modality).T
+        return out
+
+    def scores(self, embeddings: np.ndarray, modalities: Sequence[str], scale: float) -> np.ndarray:
+        """Log-probabilities of the classes, float32 (n, C): the log-softmax of `scale` times the cosines."""
+        return log_softmax(scale * self.cosines(embeddings, modalities))
+
+    def _encode(self, modality: str) -> np.ndarray:
         lexicon = Lexicon.load()
-        texts = [class_texts(c, self.templates, modality, lexicon) for c in self.classes]
-        tokens = self.model.tokenizer([text for row in texts for text in row]).to(self.device)
-        embeddings = torch.cat([self.model.encode_text(part) for part in tokens.split(256)]).float()
-        means = [rows.mean(0) for rows in embeddings.split([len(row) for row in texts])]
-        return F.normalize(torch.stack(means), dim=-1)
+        texts = [class_texts(term, self.templates, modality, lexicon) for term in self.terms]
+        embeddings = self.encode([text for row in texts for text in row])
+        ends = np.cumsum([len(row) for row in texts])
+        means = np.stack([part.mean(0) for part in np.split(embeddings, ends[:-1])])
+        return means / np.linalg.norm(means, axis=1, keepdims=True)

@@ -1,159 +1,43 @@
-"""Runs a task on a model: scores of every candidate for every image and region."""
+"""Classification by the words of the classes: of whole images, and of regions against the classes of their source."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from tqdm import tqdm
 
-from medpclip.data.loading.geometry import Window
-from medpclip.data.loading.prompting import PromptKind, RegionPrompt, available_kinds, exact_prompt, stack
-from medpclip.data.schema import Region
+from medpclip.data.loading.prompting import available_kinds
 from medpclip.errors import MedpclipError
 from medpclip.evaluation import box_geometry
 from medpclip.evaluation.candidates import askable, related_classes, related_notes, without_related
-from medpclip.evaluation.corpus import Corpus, Item, Source, label_of, rng_for, unit_box
+from medpclip.evaluation.cases import Way, chosen_regions, embed_ways, region_prompt
+from medpclip.evaluation.corpus import Corpus, Source, label_of, unit_box
+from medpclip.evaluation.embedders import PROMPTED, UNPROMPTED
+from medpclip.evaluation.features import Features, Request
+from medpclip.evaluation.image_prompts import image_prompt
+from medpclip.evaluation.scores import Case, Scores
 from medpclip.evaluation.task import ImageTask, RegionTask, Task
 from medpclip.evaluation.texts import TextClassifier
-from medpclip.models.comparators import EMBEDDERS, RegionEmbedder
-from medpclip.models.prompts import Prompts
-from medpclip.models.region_clip import RegionCLIP
+
+_TOGETHER = 65536  # embeddings that lie in memory at once
 
 
-@dataclass
-class Case:
-    """What is classified: an image, or one region of it."""
-
-    item: Item
-    true: int
-    region: Region | None = None
-
-    @property
-    def group(self) -> tuple[str, str]:
-        """What is resampled: patient or study of a source."""
-        return self.item.sample.source, self.item.sample.group
-
-
-@dataclass
-class Scores:
-    """Log-probabilities of the candidates for n cases (logarithms, so that the smallest still compare).
-
-    Attributes:
-        name: the source (regions) or the label (images).
-        classes: the candidates, C of them.
-        values: (prompt kind, comparator) -> float32 (n, C); rows of NaN where a case can't be asked so. Embeddings give
-            the log-softmax over candidates of cosine times the model's logit scale. -inf for a candidate that doesn't
-            exclude the case's class, as `without_related` leaves it.
-        mixed: regions: whether some image holds several classes, so that an image embedding can't answer for all.
-        pairs: regions: kind of difference -> pairs of classes.
-    """
-
-    name: str
-    classes: list[str]
-    cases: list[Case]
-    values: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
-    mixed: bool = False
-    pairs: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
-
-    @property
-    def true(self) -> np.ndarray:
-        """(n,) class indices."""
-        return np.array([case.true for case in self.cases], np.int64)
-
-
-@dataclass
-class Evaluation:
-    """All scores of a task, and what was not measured and why."""
-
-    image: list[Scores]
-    region: list[Scores]
-    left_out: list[str]
-
-
-def run_task(
-    model: RegionCLIP,
-    task: Task,
-    corpus: Corpus,
-    device: torch.device | str = "cpu",
-    extra: Sequence[RegionEmbedder] = (),
-) -> Evaluation:
-    """Evaluate a model; it is left in the mode (train or eval) in which it came.
-
-    Args:
-        model: on `device`.
-        task: what to measure.
-        corpus: the task's data, as `read_corpus` gives it.
-        device: where to compute.
-        extra: embedders besides the task's comparators.
+def image_level(features: Features, task: Task, question: ImageTask, corpus: Corpus, left_out: list[str]) -> Scores:
+    """A multi-class question to whole images.
 
     Raises:
-        MedpclipError: nothing can be measured, an unreadable image.
+        MedpclipError: fewer than two classes, or no image of one of them.
     """
-    left_out: list[str] = []
-    with evaluating(model):
-        images = [_image_level(model, task, q, corpus, device, left_out) for q in task.image]
-        regions = []
-        if task.region is not None:
-            embedders = [EMBEDDERS[name](model) for name in task.comparators if name in EMBEDDERS]
-            sources = [_cases(source, task, task.region, left_out) for source in corpus.sources]
-            for source, scores in sources:
-                if scores is not None:
-                    _region_level(model, task, task.region, scores, [*embedders, *extra], device)
-                    if box_geometry.NAME in task.comparators:
-                        _box_geometry(source, scores, task, task.region, left_out)
-                    related = related_classes(scores.classes)
-                    for asked, values in scores.values.items():
-                        scores.values[asked] = without_related(values, scores.true, related)
-                    regions.append(scores)
-            if not regions:
-                why = "; ".join(left_out) or "no data"
-                raise MedpclipError(
-                    f"task {task.name!r}: no region to evaluate ({why}); check its keys 'data', 'split', 'region.classes'"
-                )
-    return Evaluation(images, regions, left_out)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; the mode is restored afterwards."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
-
-
-def region_prompt(case: Case, kind: PromptKind, grid: int, seed: int) -> RegionPrompt:
-    """The prompt of a case; a click depends on the seed, the image's key and the region's id alone."""
-    assert case.region is not None
-    sample = case.item.sample
-    window = Window.whole(sample.width, sample.height)
-    return exact_prompt(case.region, window, kind, grid, rng_for(seed, sample.key, case.region.id))
-
-
-def _image_level(
-    model: RegionCLIP,
-    task: Task,
-    question: ImageTask,
-    corpus: Corpus,
-    device: torch.device | str,
-    left_out: list[str],
-) -> Scores:
-    classes = question.classes or corpus.labels[question.label]
-    what = f"image label {question.label!r}"
-    if len(classes) < 2:
-        found = ", ".join(classes) or "none"
-        raise MedpclipError(f"task {task.name!r}: {what} has fewer than two values in the data ({found}); drop it")
+    classes = classes_of(task, question, corpus)
+    terms = terms_of(task, question, classes)
+    what = what_of(question)
     index = {name: i for i, name in enumerate(classes)}
-    related = related_classes(classes)
+    if question.positive is not None and (len(classes) != 2 or question.positive not in index):
+        raise MedpclipError(
+            f"task {task.name!r}: {what} has the positive class {question.positive!r}, which must be one of two classes "
+            f"({', '.join(classes)}); name both in 'classes'"
+        )
+    related = related_classes(terms)
     asked = [(item, label_of(item.sample, question.label)) for item in corpus.items]
     cases = [Case(item, index[value]) for item, value in asked if value in index]
     if not cases:
@@ -165,18 +49,104 @@ def _image_level(
         raise MedpclipError(
             f"task {task.name!r}: {what} has only classes that are kinds of one another; name its 'classes'"
         )
-    texts = TextClassifier(model, classes, question.templates, device)
-    scores = Scores(question.label, list(classes), cases)
-    values = np.empty((len(cases), len(classes)), np.float32)
-    with _progress(f"image: {question.label}", len(cases), "image") as bar:
-        for start in range(0, len(cases), task.batch_size):
-            part = cases[start : start + task.batch_size]
-            embedding = model.encode_image(_pixels(model, [c.item.image() for c in part], device)).float()
-            weights = torch.stack([texts.weights(c.item.sample.modality) for c in part])
-            values[start : start + len(part)] = _log_softmax(embedding[:, None], weights, model.clip.logit_scale)[:, 0]
-            bar.update(len(part))
-    scores.values["image", "unprompted"] = without_related(values, scores.true, related)
+    positive = None if question.positive is None else index[question.positive]
+    scores = Scores("image", question.label, classes, cases, positive=positive)
+    texts = TextClassifier(features.texts, terms, question.templates)
+    modalities = [case.item.sample.modality for case in cases]
+    for (prompt, comparator), (embeddings, scale) in embedded_images(features, task, question, cases, left_out):
+        values = texts.scores(embeddings, modalities, scale)
+        scores.values[prompt, comparator] = without_related(values, scores.true, related)
     return scores
+
+
+def region_level(features: Features, task: Task, corpus: Corpus, left_out: list[str]) -> list[Scores]:
+    """The region question: a `Scores` for each source that has something to tell apart.
+
+    Raises:
+        MedpclipError: there is no such source.
+    """
+    assert task.region is not None
+    out = []
+    for source in corpus.sources:
+        scores = _region_cases(source, task, task.region, left_out)
+        if scores is None:
+            continue
+        _ask_regions(features, task, task.region, scores)
+        if box_geometry.NAME in task.comparators:
+            _box_geometry(source, scores, task, task.region, left_out)
+        related = related_classes(scores.classes)
+        for asked, values in scores.values.items():
+            scores.values[asked] = without_related(values, scores.true, related)
+        out.append(scores)
+    if not out:
+        why = "; ".join(left_out) or "no data"
+        raise MedpclipError(
+            f"task {task.name!r}: no region to evaluate ({why}); check its keys 'data', 'split', 'region.classes'"
+        )
+    return out
+
+
+def classes_of(task: Task, question: ImageTask, corpus: Corpus) -> list[str]:
+    """The candidates of an image-level question: those it names, or all values in the data.
+
+    Raises:
+        MedpclipError: fewer than two.
+    """
+    classes = question.classes or corpus.labels[question.label]
+    if len(classes) < 2:
+        found = ", ".join(classes) or "none"
+        raise MedpclipError(
+            f"task {task.name!r}: {what_of(question)} has fewer than two values in the data ({found}); drop it"
+        )
+    return list(classes)
+
+
+def terms_of(task: Task, question: ImageTask, classes: Sequence[str]) -> list[str]:
+    """The words of the candidates.
+
+    Raises:
+        MedpclipError: two have the same, or a term is given for a class that isn't there.
+    """
+    terms = [question.terms.get(name, name) for name in classes]
+    for i, term in enumerate(terms):
+        if term in terms[:i]:
+            raise MedpclipError(
+                f"task {task.name!r}: {what_of(question)}: classes {classes[terms.index(term)]!r} and {classes[i]!r} have "
+                f"the same term {term!r}; give each its own in 'terms'"
+            )
+    return terms
+
+
+def what_of(question: ImageTask) -> str:
+    """How messages name an image-level question."""
+    return f"image label {question.label!r}"
+
+
+def embedded_images(
+    features: Features, task: Task, question: ImageTask, cases: Sequence[Case], left_out: list[str]
+) -> Iterator[tuple[tuple[str, str], tuple[np.ndarray, float]]]:
+    """For each way to ask of `question.prompts`: (prompt, comparator), and (n, D) embeddings with their scale."""
+    name = f"images: {question.label}"
+    for kind in question.prompts:
+        if kind == "none":
+            requests = [Request(case.item, None) for case in cases]
+            yield ("image", UNPROMPTED), (features.embed(requests, name), features.image_scale)
+            continue
+        if PROMPTED not in features.comparators:
+            left_out.append(f"{what_of(question)}: prompt {kind}, since the model was never trained with prompts")
+            continue
+        prompts = [image_prompt(case.item.sample, kind, task.seed) for case in cases]
+        there = [i for i, prompt in enumerate(prompts) if prompt is not None]
+        if len(there) < len(cases):
+            left_out.append(
+                f"{what_of(question)}: prompt {kind} for {len(cases) - len(there)} images, which annotated regions fill"
+            )
+        if not there:
+            continue
+        found = features.embed([Request(cases[i].item, prompts[i], PROMPTED) for i in there], f"{name}, {kind}")
+        embeddings = np.full((len(cases), found.shape[1]), np.nan, np.float32)
+        embeddings[there] = found
+        yield (kind, PROMPTED), (embeddings, features.region_scale)
 
 
 def _askable(
@@ -188,12 +158,12 @@ def _askable(
     return [case for case in cases if kept[case.true]]
 
 
-def _cases(source: Source, task: Task, regions: RegionTask, left_out: list[str]) -> tuple[Source, Scores | None]:
+def _region_cases(source: Source, task: Task, regions: RegionTask, left_out: list[str]) -> Scores | None:
     """The regions of a source to evaluate; None, with a note, where there is nothing to tell apart."""
     classes = regions.classes or source.classes
     if len(classes) < 2:
         left_out.append(f"{source.name}: {len(classes)} region class, so there is nothing to tell apart")
-        return source, None
+        return None
     index = {name: i for i, name in enumerate(classes)}
     cases: list[Case] = []
     crowds = others = beyond = 0
@@ -201,14 +171,11 @@ def _cases(source: Source, task: Task, regions: RegionTask, left_out: list[str])
     for item in source.items:
         own = [r for r in item.sample.regions if not r.iscrowd]
         crowds += len(item.sample.regions) - len(own)
-        known = [r for r in own if r.category in index]
-        others += len(own) - len(known)
-        limit = regions.max_regions_per_image
-        if limit is not None and len(known) > limit:
-            chosen = rng_for(task.seed, item.sample.key, "regions").choice(len(known), limit, replace=False)
-            beyond += len(known) - limit
-            known = [known[i] for i in sorted(chosen)]
-        cases += [Case(item, index[r.category], r) for r in known]
+        known = sum(r.category in index for r in own)
+        others += len(own) - known
+        chosen = chosen_regions(item, index, regions.max_regions_per_image, task.seed)
+        beyond += known - len(chosen)
+        cases += [Case(item, index[r.category], r) for r in chosen]
     reasons = {
         "crowd regions": crowds,
         "regions of other classes than the task's": others,
@@ -218,90 +185,33 @@ def _cases(source: Source, task: Task, regions: RegionTask, left_out: list[str])
     cases = _askable(cases, source.name, "regions", classes, related, left_out)
     if not cases:
         left_out.append(f"{source.name}: no region of the task's classes in split {task.split!r}")
-        return source, None
+        return None
     pairs = {
         kind: [(a, b) for a, b in rows if a in index and b in index and not related[index[a], index[b]]]
         for kind, rows in source.pairs.items()
     }
-    mixed = len({(c.item.index, id(c.item.folder), c.true) for c in cases}) > len(
-        {(c.item.index, id(c.item.folder)) for c in cases}
-    )
-    return source, Scores(source.name, list(classes), cases, mixed=mixed, pairs={k: v for k, v in pairs.items() if v})
+    images = {(c.item.index, id(c.item.folder)) for c in cases}
+    mixed = len({(c.item.index, id(c.item.folder), c.true) for c in cases}) > len(images)
+    return Scores("region", source.name, list(classes), cases, mixed=mixed, pairs={k: v for k, v in pairs.items() if v})
 
 
-@dataclass
-class _Ask:
-    """One prompt: which row of the scores it fills."""
-
-    case: int
-    kind: PromptKind
-    prompt: RegionPrompt
-
-
-def _region_level(
-    model: RegionCLIP,
-    task: Task,
-    regions: RegionTask,
-    scores: Scores,
-    embedders: Sequence[RegionEmbedder],
-    device: torch.device | str,
-) -> None:
-    """Fill `scores.values` for all embedders: all prompt kinds of an image's regions go through the trunk together."""
-    texts = TextClassifier(model, scores.classes, regions.templates, device)
-    shape = (len(scores.cases), len(scores.classes))
+def _ask_regions(features: Features, task: Task, regions: RegionTask, scores: Scores) -> None:
+    """Fill `scores.values` for all comparators at hand and all prompt kinds."""
+    names = [name for name in task.comparators if name in features.comparators]
+    texts = TextClassifier(features.texts, scores.classes, regions.templates)
     for kind in regions.prompts:
-        for embedder in embedders:
-            scores.values[kind, embedder.name] = np.full(shape, np.nan, np.float32)
-    units = _units(scores.cases, regions.prompts, model.mask_grid, task)
-    total = sum(len(kinds) for kinds in (_kinds(c, regions.prompts) for c in scores.cases))
-    with _progress(f"regions: {scores.name}", total, "prompt") as bar:
-        for batch in _batched(units, task.batch_size):
-            items = [scores.cases[unit[0].case].item for unit in batch]
-            images = [item.image() for item in items]
-            pixels = _pixels(model, images, device)
-            prompts = Prompts.from_arrays(stack([[a.prompt for a in unit] for unit in batch], model.mask_grid)).to(
-                device
-            )
-            weights = torch.stack([texts.weights(item.sample.modality) for item in items])
-            for embedder in embedders:
-                embedding = embedder.embed(images, pixels, prompts).float()
-                values = _log_softmax(embedding, weights, model.region_logit_scale)
-                for b, unit in enumerate(batch):
-                    for r, ask in enumerate(unit):
-                        scores.values[ask.kind, embedder.name][ask.case] = values[b, r]
-            bar.update(sum(map(len, batch)))
-
-
-def _units(cases: Sequence[Case], kinds: Sequence[PromptKind], grid: int, task: Task) -> Iterator[list[_Ask]]:
-    """Prompts of one image each, at most `prompts_per_pass` together. Cases of an image follow one another."""
-    unit: list[_Ask] = []
-    item: Item | None = None
-    for i, case in enumerate(cases):
-        for kind in _kinds(case, kinds):
-            if unit and (case.item is not item or len(unit) == task.prompts_per_pass):
-                yield unit
-                unit = []
-            item = case.item
-            unit.append(_Ask(i, kind, region_prompt(case, kind, grid, task.seed)))
-    if unit:
-        yield unit
-
-
-def _kinds(case: Case, kinds: Sequence[PromptKind]) -> list[PromptKind]:
-    assert case.region is not None
-    available = available_kinds(case.region)
-    return [kind for kind in kinds if kind in available]
-
-
-def _batched(units: Iterator[list[_Ask]], size: int) -> Iterator[list[list[_Ask]]]:
-    batch: list[list[_Ask]] = []
-    for unit in units:
-        batch.append(unit)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+        for name in names:
+            scores.values[kind, name] = np.full((len(scores.cases), len(scores.classes)), np.nan, np.float32)
+    size = max(1, _TOGETHER // max(1, len(scores.values)))
+    slabs = range(0, len(scores.cases) if names else 0, size)
+    for number, start in enumerate(slabs, 1):
+        cases = scores.cases[start : start + size]
+        ways = [Way(k, [region_prompt(c, k, features.mask_grid, task.seed) for c in cases]) for k in regions.prompts]
+        what = f"regions: {scores.name}" + (f" ({number} of {len(slabs)})" if len(slabs) > 1 else "")
+        modalities = [case.item.sample.modality for case in cases]
+        for asked, embeddings in embed_ways(features, cases, ways, names, what).items():
+            rows = texts.scores(embeddings, modalities, features.region_scale)
+            scores.values[asked][start : start + len(cases)] = rows
 
 
 def _box_geometry(source: Source, scores: Scores, task: Task, regions: RegionTask, left_out: list[str]) -> None:
@@ -320,22 +230,5 @@ def _box_geometry(source: Source, scores: Scores, task: Task, regions: RegionTas
         given = classifier.probabilities(np.stack([box for box in own if box is not None]))
         values[known] = np.log(np.maximum(given, 1e-12))
     for kind in regions.prompts:
-        asked = np.array([kind in _kinds(c, [kind]) for c in scores.cases])
+        asked = np.array([c.region is not None and kind in available_kinds(c.region) for c in scores.cases])
         scores.values[kind, box_geometry.NAME] = np.where(asked[:, None], values, np.nan).astype(np.float32)
-
-
-def _pixels(model: RegionCLIP, images: Sequence[np.ndarray], device: torch.device | str) -> Tensor:
-    squares = np.stack([model.preprocess.pad_resize(image) for image in images])
-    return model.preprocess.to_pixels(torch.from_numpy(squares).to(device))
-
-
-def _log_softmax(embedding: Tensor, weights: Tensor, log_scale: Tensor) -> np.ndarray:
-    """(B, R, D) embeddings and (B, C, D) classes -> (B, R, C) log-probabilities."""
-    logits = log_scale.float().exp() * embedding @ weights.transpose(1, 2)
-    return logits.log_softmax(-1).cpu().numpy()
-
-
-def _progress(what: str, total: int, unit: str) -> tqdm:
-    # A log file gets a line every ten seconds, not ten a second.
-    interval = 0.1 if sys.stderr.isatty() else 10.0
-    return tqdm(total=total, desc=what, unit=unit, mininterval=interval, file=sys.stderr, dynamic_ncols=True)

@@ -3,24 +3,23 @@
 import argparse
 import io
 import json
-import re
-from html.parser import HTMLParser
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from ranks import start_ranks
 from safetensors.torch import save_file
 
 import medpclip.models
+from medpclip.cli import main
 from medpclip.config import to_mapping
 from medpclip.data.schema import Region, Sample, encode_mask
 from medpclip.data.shards import MANIFEST, ShardWriter
 from medpclip.errors import MedpclipError
 from medpclip.evaluation import command
-from medpclip.evaluation.figures import loss_curves
-from medpclip.evaluation.report import run_log
 from medpclip.files import file_sha256
 from medpclip.models.load import META, WEIGHTS, load_model
 
@@ -67,49 +66,41 @@ def task(tmp_path, shards) -> Path:
     return path
 
 
-class Page(HTMLParser):
-    """Collects what the checks need: images, and tags left open."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.images: list[dict[str, str | None]] = []
-        self.open: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        if tag == "img":
-            self.images.append(dict(attrs))
-        if tag not in ("img", "meta", "br", "link"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-
 def test_writes_result_predictions_and_report_and_prints_the_tables(task, tmp_path, shards, capsys):
     out = tmp_path / "out"
-    assert evaluate(str(task), "batch_size=4", "--model", "medpclip-tiny-16", "--out", str(out)) == 0
+    assert evaluate(str(task), "--batch-size", "4", "--model", "medpclip-tiny-16", "--out", str(out)) == 0
     printed = capsys.readouterr().out
-    assert "Regions: balanced accuracy" in printed and "mask pooling" in printed and str(out / "report.html") in printed
-    assert sorted(p.name for p in out.iterdir()) == ["predictions.jsonl", "report.html", "result.json"]
+    assert "Regions: balanced accuracy" in printed and str(out / "report.html") in printed
+    assert "left out: prompted: the model was never trained with prompts" in printed
+    assert sorted(p.name for p in out.iterdir()) == ["features", "predictions.jsonl", "report.html", "result.json"]
     result = json.loads((out / "result.json").read_text())
     assert result["task"]["batch_size"] == 4 and result["model"]["step"] is None
     assert result["data"] == [{"folder": shards.name, "manifest_sha256": file_sha256(shards / "manifest.json")}]
     assert len((out / "predictions.jsonl").read_text().splitlines()) == 8 + 4
+    assert "images per second" in result["timing"]["speed"] and result["timing"]["processes"] == 1
 
     again = tmp_path / "again"
-    evaluate(str(task), "batch_size=4", "--model", "medpclip-tiny-16", "--out", str(again), "--data", str(shards))
+    options = ["--data", str(shards), "--no-cache", "--workers", "0", "--batch-size", "4"]
+    evaluate(str(task), "--model", "medpclip-tiny-16", "--out", str(again), *options)
     other = json.loads((again / "result.json").read_text())
     assert result.pop("timing").keys() == other.pop("timing").keys() and result == other
-
+    assert (again / "predictions.jsonl").read_bytes() == (out / "predictions.jsonl").read_bytes()
+    assert not (again / "features").exists()
     html = (out / "report.html").read_text()
-    page = Page(html)
-    assert page.open == []
-    assert all(i["alt"] and str(i["src"]).startswith("data:image/") for i in page.images)
-    assert "<script" not in html and not re.search(r"(src|href)=\"(?!data:)", html)
-    assert "<b>lesion</b>" not in html and "&lt;b&gt;lesion&lt;/b&gt;" in html
-    assert "✓ right" in html and "✗ wrong" in html and "Confusion matrices" in html
-    assert str(tmp_path) not in html and "Training" not in html
+    assert str(tmp_path) not in html and "<b>lesion</b>" not in html
+
+
+def test_what_was_computed_is_not_computed_again(task, tmp_path, capsys):
+    command_line = [str(task), "--model", "medpclip-tiny-16", "--cache", str(tmp_path / "cache")]
+    evaluate(*command_line, "--out", str(tmp_path / "a"))
+    files = sorted((tmp_path / "cache").rglob("*.npy"))
+    changed = [file.stat().st_mtime_ns for file in files]
+    evaluate(*command_line, "--out", str(tmp_path / "b"))
+    assert sorted((tmp_path / "cache").rglob("*.npy")) == files
+    assert [file.stat().st_mtime_ns for file in files] == changed
+    a, b = (json.loads((tmp_path / name / "result.json").read_text()) for name in "ab")
+    assert b.pop("timing")["speed"] == {} != a.pop("timing")["speed"] and a == b
+    assert (tmp_path / "a/predictions.jsonl").read_bytes() == (tmp_path / "b/predictions.jsonl").read_bytes()
 
 
 @pytest.fixture
@@ -140,41 +131,18 @@ def test_a_run_is_shown_by_its_name_its_exposure_and_its_curve_up_to_the_step(ru
     assert evaluate(*command_line) == 0
     result, html = json.loads((out / "result.json").read_text()), (out / "report.html").read_text()
     assert result["model"]["name"] == "myrun/step-00000003" and result["model"]["step"] == 3
-    assert {row["exposure"] for key in ("region", "image", "headline") for row in result[key]} == {"seen source"}
+    assert {row["exposure"] for key in ("rows", "headline") for row in result[key]} == {"seen source"}
+    assert {row["comparator"] for row in result["rows"]} == {"prompted", "unprompted"}
     assert result["warnings"] == [] and "WARNING" not in capsys.readouterr().out and 'class="warning"' not in html
     assert "up to step 3" in html and "step 8" not in html and "seen source</td>" in html
-    for path in out.iterdir():
+    for path in (path for path in out.iterdir() if path.is_file()):
         assert "secret place" not in path.read_text() and str(tmp_path) not in path.read_text()
 
     command_line[1:1] = ["split=train"]
-    assert evaluate(*command_line) == 0
+    assert evaluate(*command_line) == 0  # over what was there
     printed, html = capsys.readouterr().out, (out / "report.html").read_text()
     assert printed.startswith("WARNING: the model was trained on the train split of ")
     assert 'class="warning"' in html and "was trained on the train split of" in html
-
-
-def test_the_log_of_a_run_becomes_curves(tmp_path):
-    run = tmp_path / "run"
-    (run / "checkpoints" / "step-9").mkdir(parents=True)
-    rows = ['{"step": 1, "loss": 3.0, "loss_region": 2.0, "kind": "train"}', '{"step": 2, "kind": "val", "loss": 9}',
-            '{"step": 3, "loss": 1.0}', '{"step": 4, "lo']  # fmt: skip
-    (run / "log.jsonl").write_text("\n".join(rows))
-    checkpoint = run / "checkpoints" / "step-9"
-    assert [row["step"] for row in run_log(checkpoint, None)] == [1, 3]
-    assert [row["step"] for row in run_log(checkpoint, 2)] == [1]
-    assert run_log(tmp_path / "elsewhere" / "checkpoints" / "step-9", 9) == []
-    png = loss_curves(run_log(checkpoint, 9))
-    assert png is not None and Image.open(io.BytesIO(png)).width > 400
-    assert loss_curves([{"step": 1}, {"loss": 2.0}]) is None
-    assert loss_curves([{"step": i, "loss": float(i % 7)} for i in range(1000)]) is not None
-
-
-def test_a_log_that_lies_near_by_chance_is_not_taken(tmp_path, monkeypatch):
-    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 3.0}')
-    monkeypatch.chdir(tmp_path)
-    copied = tmp_path / "copies" / "step-00000001"
-    copied.mkdir(parents=True)
-    assert run_log(None, None) == run_log(copied, 1) == []
 
 
 @pytest.mark.parametrize(
@@ -190,9 +158,85 @@ def test_bad_arguments_are_one_line(task, tmp_path, arguments, words):
     with pytest.raises(MedpclipError) as caught:
         evaluate(str(task), *arguments, "--out", str(tmp_path / "out"))
     assert words in str(caught.value) and "\n" not in str(caught.value)
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_output_that_is_a_file_is_refused_at_once(task, tmp_path):
     with pytest.raises(MedpclipError, match="--out .*task.yaml: can't be made"):
         evaluate(str(task), "--model", "medpclip-tiny-16", "--out", str(task))
+
+
+def write_suite(folder: Path, task: Path, names: list[str]) -> Path:
+    (folder / "tasks").mkdir()
+    content = yaml.safe_load(task.read_text())
+    for name in names:
+        (folder / "tasks" / f"{name}.yaml").write_text(
+            yaml.safe_dump(content | {"name": name, "comparators": ["crop"]})
+        )
+    suite = folder / "suites" / "both.yaml"
+    suite.parent.mkdir()
+    tasks = [f"../tasks/{name}.yaml" for name in names]
+    suite.write_text(yaml.safe_dump({"name": "both", "tasks": tasks}))
+    return suite
+
+
+def test_a_suite_goes_on_where_it_was(task, shards, tmp_path, capsys, monkeypatch):
+    suite, out = write_suite(tmp_path, task, ["one", "two"]), tmp_path / "out"
+    command_line = [str(suite), "region.prompts=[box]", "--model", "medpclip-tiny-16", "--out", str(out)]
+    command_line += ["--data", str(shards.parent)]
+    (out / "two").mkdir(parents=True)
+    (out / "two" / "report.html").mkdir()
+    with pytest.raises(MedpclipError, match="two/report.html: can't be written .*; make room, then run it again"):
+        evaluate(*command_line)
+    assert not (out / "suite.json").exists() and (out / "one" / "result.json").is_file()
+    before = (out / "one" / "result.json").stat().st_mtime_ns
+    (out / "two" / "report.html").rmdir()
+    capsys.readouterr()
+    assert evaluate(*command_line) == 0
+    printed = capsys.readouterr().out
+    assert f"one: measured before, see {out / 'one' / 'result.json'}" in printed and "Suite both" in printed
+    assert (out / "one" / "result.json").stat().st_mtime_ns == before
+    summary = json.loads((out / "suite.json").read_text())
+    assert [(entry["name"], entry["folder"]) for entry in summary["tasks"]] == [("one", "one"), ("two", "two")]
+    sections = {row["section"] for entry in summary["tasks"] for row in entry["rows"]}
+    assert sections == {"region", "image"} and summary["name"] == "both"
+    assert sorted(p.name for p in out.iterdir()) == ["features", "one", "suite.json", "two"]
+
+    assert evaluate(*command_line[:1], "region.prompts=[box]", "seed=5", *command_line[2:]) == 0  # another question
+    assert "measured before" not in capsys.readouterr().out
+    assert (out / "one" / "result.json").stat().st_mtime_ns != before
+
+
+def test_compare_is_a_verb_of_its_own(task, tmp_path, capsys):
+    out = str(tmp_path / "out")
+    arguments = ["comparators=[crop]", "region.prompts=[box]", "--model", "medpclip-tiny-16", "--out", out]
+    assert main(["eval", str(task), *arguments]) == 0
+    capsys.readouterr()
+    assert main(["eval", "compare", out, out]) == 0
+    assert "0 are worse" in capsys.readouterr().out
+    assert main(["eval", "compare", out, str(tmp_path / "nowhere")]) == 2
+    assert "medpclip: error: " in capsys.readouterr().err
+
+
+def test_ranks_share_an_evaluation_and_one_of_them_writes(task, tmp_path, capsys):
+    options = [
+        str(task),
+        "comparators=[crop]",
+        "region.prompts=[box]",
+        "--model",
+        "medpclip-tiny-16",
+        "--device",
+        "cpu",
+    ]
+    assert evaluate(*options, "--out", str(tmp_path / "alone")) == 0
+    command_line = [sys.executable, "-m", "medpclip", "eval", *options, "--out", str(tmp_path / "two")]
+    ranks = start_ranks(command_line, 2)
+    outputs = [rank.communicate(timeout=200)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], outputs
+    assert "result: " in outputs[0] and "result: " not in outputs[1]
+    alone, two = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("alone", "two"))
+    assert two.pop("timing")["processes"] == 2 and alone.pop("timing")["processes"] == 1
+    assert [row["value"] for row in two["rows"]] == pytest.approx([row["value"] for row in alone["rows"]], abs=1e-6)
+    assert len(list((tmp_path / "two" / "features").rglob("*.npy"))) == len(
+        list((tmp_path / "alone" / "features").rglob("*.npy"))
+    )

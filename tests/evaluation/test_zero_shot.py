@@ -1,4 +1,4 @@
-"""The whole evaluation on shards of coloured squares, with embedders whose score is known beforehand."""
+"""Classification by words on shards of coloured squares, by models whose score is known beforehand."""
 
 import io
 import json
@@ -18,10 +18,12 @@ from medpclip.errors import MedpclipError
 from medpclip.evaluation import texts as texts_module
 from medpclip.evaluation.corpus import read_corpus, unit_box
 from medpclip.evaluation.exposure import TrainedOn
-from medpclip.evaluation.predictions import prediction_lines, top_answers
+from medpclip.evaluation.features import Features
+from medpclip.evaluation.predictions import prediction_lines
 from medpclip.evaluation.result import ModelFacts, build_result
-from medpclip.evaluation.task import ImageTask, RegionTask, Task
-from medpclip.evaluation.zero_shot import evaluating, run_task
+from medpclip.evaluation.run import run_task
+from medpclip.evaluation.subject import Subject
+from medpclip.evaluation.task import Bootstrap, ImageTask, RegionTask, Task
 from medpclip.models.load import load_model
 
 assert medpclip.models  # before open_clip, which it prepares for
@@ -54,45 +56,53 @@ def write_shards(folder: Path, source: str = "squares", images: int = 8, pairs: 
     return folder
 
 
-class Oracle:
-    """Answers by the colour under the prompt, in the very embedding of the right class's text."""
+class Told:
+    """Features whose texts are unit vectors, one for each word, and whose regions have those of their right answer.
 
-    name = "oracle"
+    "prompted" says the colour under the prompt, "crop" always the first class, "unprompted" the words told it by image.
+    """
 
-    def __init__(self, weights):
-        self.weights = weights  # (C, D)
+    comparators = ("unprompted", "prompted", "crop")
+    image_scale = region_scale = 100.0
+    mask_grid = 16
 
-    def embed(self, images, pixels, prompts):
-        out = torch.zeros(prompts.batch_size, prompts.regions, self.weights.shape[1])
-        for b, r in prompts.valid.nonzero().tolist():
-            if prompts.mask_valid[b, r]:
-                row, column = divmod(int(prompts.masks[b, r].flatten().argmax()), prompts.masks.shape[-1])
-                x, y = (column + 0.5) / prompts.masks.shape[-1], (row + 0.5) / prompts.masks.shape[-1]
-            elif prompts.box_valid[b, r]:
-                x, y = prompts.boxes[b, r].reshape(2, 2).mean(0).tolist()
-            else:
-                x, y = prompts.points[b, r, 0].tolist()
-            colour = images[b][int(y * 120 - 20), int(x * 120)]  # 120 x 80, padded by 20 rows above
-            out[b, r] = self.weights[[2, 1, 0].index(int(colour.argmax()))]
-        return out
+    def __init__(self, images=None):
+        self.speed = {}
+        self.subject = Subject.of_model(load_model("medpclip-tiny-16"), FACTS, prompted=True)
+        self.images, self.words = images or {}, []
 
+    def vector(self, word):
+        if word not in self.words:
+            self.words.append(word)
+        return np.eye(64, dtype=np.float32)[self.words.index(word)]
 
-class Constant:
-    """Always the first class."""
+    def texts(self, texts):
+        return np.stack([self.vector(text.removeprefix("a ")) for text in texts])
 
-    name = "constant"
+    def embed(self, requests, name=""):
+        return np.stack([self.answer(request) for request in requests])
 
-    def __init__(self, weights):
-        self.weights = weights
-
-    def embed(self, images, pixels, prompts):
-        return self.weights[0].expand(prompts.batch_size, prompts.regions, -1)
+    def answer(self, request):
+        if request.comparator == "crop":
+            return self.vector(CLASSES[0])
+        if request.comparator == "unprompted" or request.item.sample.key in self.images:
+            return self.vector(self.images.get(request.item.sample.key, "nothing"))
+        prompt = request.prompt
+        if prompt.mask is not None:
+            row, column = divmod(int(prompt.mask.argmax()), self.mask_grid)
+            x, y = (column + 0.5) / self.mask_grid, (row + 0.5) / self.mask_grid
+        elif prompt.box is not None:
+            x, y = prompt.box.reshape(2, 2).mean(0)
+        else:
+            x, y = prompt.points[0]
+        colour = request.item.image()[int(y * 120 - 20), int(x * 120)]  # 120 x 80, padded by 20 rows above
+        return self.vector(CLASSES[[2, 1, 0].index(int(colour.argmax()))])
 
 
 @pytest.fixture(scope="module")
-def model():
+def features():
     torch.manual_seed(0)
-    return load_model("medpclip-tiny-16")
+    return Features(Subject.of_model(load_model("medpclip-tiny-16"), FACTS, prompted=True), shown=False)
 
 
 @pytest.fixture(scope="module")
@@ -102,105 +112,120 @@ def shards(tmp_path_factory):
 
 def task_on(*folders: Path, **changes) -> Task:
     given = {"region": RegionTask(["{name}", "a {name}"]), "image": [ImageTask("modality", ["{name}"])]} | changes
-    return Task(name="squares", data=[str(f) for f in folders], **given)
+    return Task(name="squares", data=[str(f) for f in folders], bootstrap=Bootstrap(draws=20), **given)
 
 
-def class_weights(model, classes=CLASSES):
-    with evaluating(model):
-        return texts_module.TextClassifier(model, classes, ["{name}", "a {name}"], "cpu").weights("")
+def evaluate(features, task):
+    corpus = read_corpus(task)
+    evaluation = run_task(features, task, corpus)
+    return evaluation, build_result(task, FACTS, corpus, evaluation)
+
+
+def rows_of(result, section, comparator, metric="balanced_accuracy"):
+    rows = [r for r in result["rows"] if (r["section"], r["comparator"], r["metric"]) == (section, comparator, metric)]
+    return {row["prompt"]: row for row in rows if row["part"] is None}
 
 
 def values(result, comparator):
-    return {row["prompt"]: row["value"] for row in result["region"] if row["comparator"] == comparator}
+    return {prompt: row["value"] for prompt, row in rows_of(result, "region", comparator).items()}
 
 
-def test_oracle_is_right_constant_is_chance_box_geometry_is_there(model, shards):
-    weights = class_weights(model)
-    task = task_on(shards)
-    corpus = read_corpus(task)
-    evaluation = run_task(model, task, corpus, extra=[Oracle(weights), Constant(weights)])
-    result = build_result(task, FACTS, corpus, evaluation)
-    assert values(result, "oracle") == {"box": 1.0, "point": 1.0, "mask": 1.0}
-    assert values(result, "constant") == pytest.approx({"box": 1 / 3, "point": 1 / 3, "mask": 1 / 3})
-    assert {"prompted", "unprompted", "crop", "prompted_crop", "mask_pooling", "box_geometry"} < {
-        r["comparator"] for r in result["region"]
-    }
-    oracle = [row for row in result["region"] if row["comparator"] == "oracle"]
-    assert [(r["prompt"], r["cases"], r["images"], r["groups"]) for r in oracle] == [
-        ("box", 16, 4, 4),
-        ("point", 16, 4, 4),
-        ("mask", 12, 4, 4),  # a region without a mask isn't asked by mask
+def test_an_oracle_is_right_a_constant_is_chance_and_box_geometry_is_there(shards):
+    task = task_on(shards, comparators=["prompted", "crop", "box_geometry"])
+    evaluation, result = evaluate(Told(), task)
+    assert values(result, "prompted") == {"box": 1.0, "point": 1.0, "mask": 1.0}
+    assert values(result, "crop") == pytest.approx({"box": 1 / 3, "point": 1 / 3, "mask": 1 / 3})
+    assert values(result, "box_geometry").keys() == {"box", "point", "mask"}
+    told = rows_of(result, "region", "prompted")
+    assert [(told[kind]["cases"], told[kind]["images"], told[kind]["groups"]) for kind in ("box", "point", "mask")] == [
+        (16, 4, 4),
+        (16, 4, 4),
+        (12, 4, 4),  # a region without a mask isn't asked by mask
     ]
-    assert oracle[0]["interval"] == [1.0, 1.0] and oracle[0]["classes"] == CLASSES
-    pair = [r for r in result["pairs"] if r["comparator"] == "constant" and r["prompt"] == "box"]
-    assert [(r["kind"], r["classes"], r["value"]) for r in pair] == [("colour", ["red square", "blue square"], 0.5)]
-    assert [r["value"] for r in result["pairs"] if r["comparator"] == "oracle"] == [1.0, 1.0, 1.0]
-    assert {r["label"] for r in result["image"]} == {"modality"}
-    # The random model's region tokens are its CLS token before training: prompted and unprompted agree.
-    same = [d for d in result["differences"] if d["minus"] == "unprompted"]
-    assert [(d["value"], d["interval"]) for d in same] == [(0.0, [0.0, 0.0])] * 3
+    assert told["box"]["interval"] == [1.0, 1.0] and told["box"]["classes"] == CLASSES
+    [region] = evaluation.of("region")
+    assert region.mixed and region.pairs == {"colour": [("red square", "blue square")]}
+    assert np.isnan(region.values["mask", "prompted"]).all(axis=1).sum() == 4
+    assert result["left_out"] == []
 
 
-def test_neither_batch_size_nor_order_nor_company_changes_the_answers(model, shards):
-    small, large = task_on(shards, batch_size=1, prompts_per_pass=2), task_on(shards, batch_size=16)
-    a, b = (run_task(model, t, read_corpus(t)).region[0] for t in (small, large))
-    alone = task_on(shards, region=RegionTask(["{name}", "a {name}"], prompts=["point"]))
-    backwards = read_corpus(alone)
+def test_the_order_of_the_images_changes_nothing(features, shards):
+    task = task_on(
+        shards, region=RegionTask(["{name}", "a {name}"], prompts=["point"]), comparators=["prompted", "crop"]
+    )
+    a = run_task(features, task, read_corpus(task)).of("region")[0]
+    backwards = read_corpus(task)
     backwards.sources[0].items.reverse()
-    c = run_task(model, alone, backwards).region[0]
-    position = {(case.item.sample.key, case.region.id): i for i, case in enumerate(c.cases)}
+    b = run_task(features, task, backwards).of("region")[0]
+    position = {(case.item.sample.key, case.region.id): i for i, case in enumerate(b.cases)}
     order = [position[case.item.sample.key, case.region.id] for case in a.cases]
-    for key in a.values:
-        np.testing.assert_allclose(a.values[key], b.values[key], atol=2e-4)
-        if key[0] == "point" and key[1] != "box_geometry":
-            np.testing.assert_allclose(a.values[key], c.values[key][order], atol=2e-4)
+    assert order != sorted(order) and all(np.array_equal(a.values[key], b.values[key][order]) for key in a.values)
 
 
-def test_swapping_the_texts_of_two_classes_shows(model, shards, monkeypatch):
-    oracle = Oracle(class_weights(model))
+def test_at_its_start_a_prompted_model_says_what_it_says_unprompted(features, shards):
+    task = task_on(shards, comparators=["prompted", "unprompted"])
+    for scores in run_task(features, task, read_corpus(task)).of("region"):
+        for kind in task.region.prompts:
+            np.testing.assert_allclose(scores.values[kind, "prompted"], scores.values[kind, "unprompted"], atol=1e-4)
+            assert np.isfinite(scores.values[kind, "prompted"]).all() or kind == "mask"
+
+
+def test_swapping_the_texts_of_two_classes_shows(shards, monkeypatch):
     swap = {"red square": "green square", "green square": "red square"}
     original = texts_module.class_texts
     monkeypatch.setattr(texts_module, "class_texts", lambda term, *rest: original(swap.get(term, term), *rest))
-    task = task_on(shards, comparators=["unprompted"])
-    corpus = read_corpus(task)
-    scores = run_task(model, task, corpus, extra=[oracle]).region[0]
-    result = build_result(task, FACTS, corpus, run_task(model, task, corpus, extra=[oracle]))
-    assert values(result, "oracle")["box"] == pytest.approx(1 / 3)
-    assert top_answers(scores, 0, "box", "oracle")[0][0] != scores.classes[scores.cases[0].true]
+    result = evaluate(Told(), task_on(shards, comparators=["prompted"]))[1]
+    assert values(result, "prompted")["box"] == pytest.approx(1 / 3)
 
 
-def test_the_same_run_gives_the_same_bytes(model, shards):
-    task = task_on(shards, region=RegionTask(["{name}"], max_regions_per_image=2))
+def test_the_same_run_gives_the_same_bytes(features, shards):
+    task = task_on(shards, region=RegionTask(["{name}"], max_regions_per_image=2), comparators=["prompted", "crop"])
 
     def once():
-        corpus = read_corpus(task)
-        evaluation = run_task(model, task, corpus)
-        result = build_result(task, FACTS, corpus, evaluation)
+        evaluation, result = evaluate(Features(features.subject, shown=False), task)
         return json.dumps(result, allow_nan=False), prediction_lines(evaluation)
 
     first = once()
     assert first == once()
     assert str(shards) not in first[0] + first[1].decode()  # the folder's name only, no path
     rows = [json.loads(line) for line in first[1].splitlines()]
-    assert sum(row["level"] == "region" for row in rows) == 8  # two of each image's four
-    assert all(len(best) == 3 for r in rows if r["level"] == "region" for p in r["top"].values() for best in p.values())
+    assert sum(row["section"] == "region" for row in rows) == 8  # two of each image's four
 
 
-def test_the_mode_is_restored_and_no_gradient_is_kept(model, shards):
-    model.train()
-    try:
-        task = task_on(shards, comparators=["prompted"])
-        run_task(model, task, read_corpus(task))
-        assert model.training and all(m.training for m in model.modules())
-        with pytest.raises(RuntimeError), evaluating(model):
-            assert not model.training and not torch.is_grad_enabled()
-            raise RuntimeError
-        assert model.training and torch.is_grad_enabled()
-    finally:
-        model.eval()
+def test_images_are_asked_by_boxes_too(features, shards):
+    ways = ["none", "full_box", "small_box", "irrelevant_box"]
+    told = {f"squares{i}": "microscopy" if i % 4 == 1 else "radiograph" for i in range(8)}
+    question = ImageTask("modality", ["{name}"], prompts=ways, positive="microscopy")
+    task = task_on(shards, image=[question], region=None, comparators=["prompted"])
+    evaluation, _ = evaluate(Told(told), task)
+    [scores] = evaluation.of("image")
+    assert list(scores.values) == [("image", "unprompted"), *((way, "prompted") for way in ways[1:])]
+    assert scores.positive == scores.classes.index("microscopy") and not evaluation.left_out
+    for asked, found in scores.values.items():
+        assert (found.argmax(1) == scores.true).all(), asked
+    untrained = Features(replace(features.subject, prompted=False), shown=False)
+    task = task_on(shards, image=[question], region=RegionTask(["{name}"]), comparators=["prompted", "crop"])
+    evaluation = run_task(untrained, task, read_corpus(task))
+    assert {name for _, name in evaluation.of("region")[0].values} == {"crop"}
+    assert list(evaluation.of("image")[0].values) == [("image", "unprompted")]
+    assert sum("never trained with prompts" in note for note in evaluation.left_out) == 4
 
 
-def test_sources_have_their_own_classes_and_the_headline_is_their_mean(model, shards, tmp_path):
+def test_values_are_asked_in_the_words_of_their_terms(shards):
+    told = {f"squares{i}": "blood smear" if i % 4 == 1 else "film" for i in range(8)}
+    terms = {"microscopy": "blood smear", "radiograph": "film"}
+    question = ImageTask("modality", ["{name}", "a {name}"], terms=terms)
+    scores = evaluate(Told(told), task_on(shards, image=[question], region=None))[0].of("image")[0]
+    assert scores.classes == ["microscopy", "radiograph"]
+    assert (scores.values["image", "unprompted"].argmax(1) == scores.true).all()
+    alike = replace(question, terms={"microscopy": "radiograph"})
+    with pytest.raises(MedpclipError, match="'microscopy' and 'radiograph' have the same term 'radiograph'"):
+        evaluate(Told(told), task_on(shards, image=[alike], region=None))
+    with pytest.raises(MedpclipError, match="positive class 'CT', which must be one of two classes"):
+        evaluate(Told(told), task_on(shards, image=[replace(question, positive="CT")], region=None))
+
+
+def test_sources_have_their_own_classes_and_the_headline_is_their_mean(features, shards, tmp_path):
     other = write_shards(tmp_path / "other", source="other", images=6)
     one = tmp_path / "one"
     with ShardWriter(one) as writer:
@@ -211,19 +236,16 @@ def test_sources_have_their_own_classes_and_the_headline_is_their_mean(model, sh
             sample = Sample(f"one{i}", "one", ("train", "test")[i], f"g{i}", "CT", 20, 20, regions=[region])
             writer.add(sample, stream.getvalue(), "png")
         writer.finish()
-    task = task_on(shards, other, one, image=[], comparators=["unprompted"])
-    corpus = read_corpus(task)
-    evaluation = run_task(model, task, corpus, extra=[Constant(class_weights(model))])
-    result = build_result(task, FACTS, corpus, evaluation)
-    assert {row["source"] for row in result["region"]} == {"squares", "other"}
+    result = evaluate(features, task_on(shards, other, one, image=[], comparators=["unprompted"]))[1]
+    rows = [r for r in result["rows"] if r["metric"] == "balanced_accuracy" and r["prompt"] == "box"]
+    assert {row["name"] for row in rows} == {"squares", "other"}
     assert any(note.startswith("one: 1 region class") for note in result["left_out"])
-    head = next(r for r in result["headline"] if r["prompt"] == "box" and r["comparator"] == "unprompted")
-    rows = [r["value"] for r in result["region"] if r["prompt"] == "box" and r["comparator"] == "unprompted"]
-    assert head["sources"] == ["other", "squares"] and head["value"] == pytest.approx(np.mean(rows))
-    assert head["interval"][0] <= head["value"] <= head["interval"][1]
+    head = next(r for r in result["headline"] if r["prompt"] == "box" and r["metric"] == "balanced_accuracy")
+    assert head["sources"] == ["other", "squares"]
+    assert head["value"] == pytest.approx(np.mean([row["value"] for row in rows]))
 
 
-def test_what_cannot_be_measured_is_said(model, shards, tmp_path):
+def test_what_cannot_be_measured_is_said(features, shards, tmp_path):
     val = task_on(shards)
     val.split = "val"
     with pytest.raises(MedpclipError, match="no split 'val'"):
@@ -232,13 +254,13 @@ def test_what_cannot_be_measured_is_said(model, shards, tmp_path):
         read_corpus(task_on(shards, shards))
     nothing = task_on(shards, image=[], region=RegionTask(["{name}"], classes=["liver", "spleen"]))
     with pytest.raises(MedpclipError, match="no region to evaluate .*16 regions of other classes"):
-        run_task(model, nothing, read_corpus(nothing))
+        run_task(features, nothing, read_corpus(nothing))
     label = task_on(shards, image=[ImageTask("labels.finding", ["{name}"])])
     with pytest.raises(MedpclipError, match="'labels.finding' has fewer than two values in the data \\(none\\)"):
-        run_task(model, label, read_corpus(label))
+        run_task(features, label, read_corpus(label))
     described = task_on(shards, image=[], region=RegionTask(["{description}"]))
     with pytest.raises(MedpclipError, match="class 'blue square': the lexicon"):
-        run_task(model, described, read_corpus(described))
+        run_task(features, described, read_corpus(described))
     broken = write_shards(tmp_path / "broken", pairs={"colour": [["red square"]]})
     with pytest.raises(MedpclipError, match="key 'pairs'.*expected two categories"):
         read_corpus(task_on(broken))
@@ -258,17 +280,15 @@ def write_plain(folder: Path, modalities: list[str], categories: list[str]) -> P
     return folder
 
 
-def test_a_case_is_not_asked_about_kinds_of_its_own_class(model, tmp_path):
+def test_a_case_is_not_asked_about_kinds_of_its_own_class(features, tmp_path):
     lexicon = Lexicon.load()
     assert lexicon.related("blood cell", "red blood cell") and not lexicon.related("platelet", "red blood cell")
     modalities = ["microscopy", "CT", "blood smear microscopy"]
     folder = write_plain(tmp_path / "plain", modalities, ["blood cell", "red blood cell", "nodule"])
     task = task_on(folder, region=RegionTask(["{name}"], prompts=["box"]), comparators=["prompted", "unprompted"])
-    corpus = read_corpus(task)
-    evaluation = run_task(model, task, corpus, extra=[Constant(class_weights(model, ["blood cell", "red blood cell"]))])
-    result = build_result(task, FACTS, corpus, evaluation)
+    evaluation, result = evaluate(features, task)
 
-    [image] = evaluation.image
+    [image] = evaluation.of("image")
     assert image.classes == ["CT", "blood smear microscopy", "microscopy"]
     modality = [case.item.sample.modality for case in image.cases]
     values = dict(zip(modality, image.values["image", "unprompted"], strict=True))
@@ -276,48 +296,48 @@ def test_a_case_is_not_asked_about_kinds_of_its_own_class(model, tmp_path):
     assert np.isneginf(values["blood smear microscopy"]).tolist() == [False, False, True]
     assert np.isfinite(values["CT"]).all()
 
-    [region] = evaluation.region
+    [region] = evaluation.of("region")
     assert region.mixed and region.pairs == {"kind": [("red blood cell", "nodule")]}
     for scores in region.values.values():
         np.testing.assert_allclose(np.exp(scores).sum(axis=1), 1, rtol=1e-5)
         assert np.isneginf(scores[region.true == 0]).tolist() == [[False, False, True]] * 3
-    for row in (r for key in ("region", "image") for r in result[key]):
-        related = [row["classes"].index(c) for c in row["classes"] if c.endswith(("blood cell", "microscopy"))]
-        assert row["cases"] == sum(map(sum, row["confusion"])) > 0
-        assert all(row["confusion"][a][b] == 0 for a in related for b in related if a != b)
     notes = [note for note in result["left_out"] if "since one is a kind of the other" in note]
     assert len(notes) == 4 and "for 1 images of 'microscopy' the candidates 'blood smear microscopy'" in " ".join(notes)
-    lines = [json.loads(line) for line in prediction_lines(evaluation).splitlines()]
-    assert all(p > 0 for line in lines for asked in line["top"].values() for best in asked.values() for _, p in best)
 
 
-def test_cases_with_no_other_candidate_left_are_not_measured(model, tmp_path):
+def test_cases_with_no_other_candidate_left_are_not_measured(features, tmp_path):
     folder = write_plain(tmp_path / "plain", ["microscopy", "blood smear microscopy"], ["platelet", "nodule", "organ"])
     task = task_on(folder, region=None)
     with pytest.raises(MedpclipError, match="'modality' has only classes that are kinds of one another"):
-        run_task(model, task, read_corpus(task))
+        run_task(features, task, read_corpus(task))
 
 
-def test_what_training_saw_stands_in_each_row(model, shards, tmp_path):
+def test_what_training_saw_stands_in_each_row(shards, tmp_path):
     other = write_shards(tmp_path / "other", source="other")
-    task = task_on(shards, other, comparators=["unprompted"])
+    task = task_on(shards, other, comparators=["crop"])
     corpus = read_corpus(task)
-    evaluation = run_task(model, task, corpus)
+    evaluation = run_task(Told(), task, corpus)
 
     def exposures(trained: TrainedOn | None) -> dict[str, set[str]]:
         result = build_result(task, replace(FACTS, trained_on=trained), corpus, evaluation)
-        rows = {key: {r["exposure"] for r in result[key]} for key in ("headline", "image")}
-        return rows | {s: {r["exposure"] for r in result["region"] if r["source"] == s} for s in ("squares", "other")}
+        out = {"headline": {row["exposure"] for row in result["headline"]}}
+        return out | {name: {r["exposure"] for r in result["rows"] if r["name"] == name} for name in NAMES}
 
+    NAMES = ("modality", "squares", "other")
     assert set.union(*exposures(None).values()) == {"unknown"}
     seen, unseen = {"seen source"}, {"unseen source"}
     one = TrainedOn(["train"], ["squares"], ["red square"], [])
-    assert exposures(one) == {"headline": seen, "image": seen, "squares": seen, "other": unseen}
+    assert exposures(one) == {"headline": seen, "modality": seen, "squares": seen, "other": unseen}
     terms = exposures(TrainedOn(["train"], ["elsewhere"], ["liver"], []))
-    assert terms == {"headline": {"unseen term"}, "image": unseen, "squares": {"unseen term"}, "other": {"unseen term"}}
+    assert terms == {
+        "headline": {"unseen term"},
+        "modality": unseen,
+        "squares": {"unseen term"},
+        "other": {"unseen term"},
+    }
 
 
-def test_a_picture_of_another_size_than_its_json_says_is_refused(model, tmp_path):
+def test_a_picture_of_another_size_than_its_json_says_is_refused(features, tmp_path):
     folder = tmp_path / "wrong"
     with ShardWriter(folder) as writer:
         for i, category in enumerate(["a", "b"]):
@@ -331,7 +351,7 @@ def test_a_picture_of_another_size_than_its_json_says_is_refused(model, tmp_path
     with pytest.raises(
         MedpclipError, match="test-000000.tar: w0: the image is 30x20, .* 40x20; run 'medpclip data check"
     ):
-        run_task(model, task, read_corpus(task))
+        run_task(features, task, read_corpus(task))
 
 
 def test_unit_box_falls_back_on_the_mask():

@@ -14,6 +14,13 @@ def whole_loss(kind: str, items: Tensor, texts: Tensor, targets: Tensor, log_sca
         return pairs[known].sum() / max(1, int(rows.sum()))
     if not rows.any():
         return s.sum() * 0
+    if kind == "plain":  # each item's text in a column of its own
+        own = targets.argmax(1)
+        labels = torch.arange(len(own))
+        return (
+            torch.nn.functional.cross_entropy(s[:, own], labels)
+            + torch.nn.functional.cross_entropy(s[:, own].T, labels)
+        ) / 2
     masked = torch.where(known, s, torch.tensor(-1e9, dtype=s.dtype))
     if kind == "sum":
         true = torch.where(positive, s, torch.tensor(-1e9, dtype=s.dtype)).logsumexp(1)[rows]

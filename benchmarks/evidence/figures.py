@@ -1,0 +1,128 @@
+"""From answers to figures: means over seeds, with resamples of the groups of all seeds' splits together.
+
+A group (a patient, a study) may be in the test split of several seeds, where it is asked about by several models. So
+groups are resampled once, over the union of the seeds' groups of a source, and whoever is drawn is drawn for all seeds
+and all runs: differences between runs are paired. Sources are resampled each by itself. Our design, after the cluster
+bootstrap (Field and Welsh 2007).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from medpclip.evaluation.answers import Answers, Asked, Choices, common
+from medpclip.evaluation.bootstrap import bootstrap, percentile_interval, seed_of
+from medpclip.evaluation.measures import metrics_of
+from medpclip.evaluation.metrics import Metric, of_answers, value_of
+
+DRAWS, LEVEL, SEED, BINS = 2000, 0.95, 0, 15
+BySeed = Mapping[int, Mapping[Asked, Answers]]
+MetricOf = Callable[[Answers], Metric | None]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Attributes:
+    value: the mean over seeds, a share.
+    draws: (DRAWS,) its resamples; NaN where a resample has no value.
+    by_seed: each seed's own.
+    """
+
+    value: float
+    draws: np.ndarray
+    by_seed: Mapping[int, float]
+
+    def __sub__(self, other: Figure) -> Figure:
+        both = [seed for seed in self.by_seed if seed in other.by_seed]
+        apart = {seed: self.by_seed[seed] - other.by_seed[seed] for seed in both}
+        return Figure(self.value - other.value, self.draws - other.draws, apart)
+
+    @property
+    def interval(self) -> list[float] | None:
+        """[low, high]."""
+        return percentile_interval(self.draws, LEVEL)
+
+
+def named(metric: str) -> MetricOf:
+    """A metric by its name in results."""
+    return lambda answers: metrics_of(answers, BINS).get(metric)
+
+
+def recall_of(terms: Iterable[str]) -> MetricOf:
+    """The mean recall of these classes among all candidates; None where no case is of them."""
+    wanted = set(terms)
+
+    def metric(answers: Answers) -> Metric | None:
+        assert isinstance(answers, Choices)
+        chosen = np.isin(answers.true, [i for i, name in enumerate(answers.classes) if name in wanted])
+        if not chosen.any():
+            return None
+        true = np.where(chosen, answers.true, -1)
+        return of_answers(true, answers.predicted, len(answers.classes))["balanced_accuracy"]
+
+    return metric
+
+
+def figure(run: BySeed, asked: Asked, metric: MetricOf) -> Figure | None:
+    """A metric of one question; None where no seed's split has it."""
+    cases = {seed: answers[asked] for seed, answers in run.items() if asked in answers and len(answers[asked])}
+    numbers = {group: i for i, group in enumerate(sorted({g for answers in cases.values() for g in answers.groups}))}
+    values, draws = {}, []
+    for seed, answers in cases.items():
+        measured = metric(answers)
+        if measured is None:
+            continue
+        groups = np.array([numbers[group] for group in answers.groups], np.int64)
+        values[seed] = value_of(measured, len(answers))
+        draws.append(bootstrap(measured, groups, DRAWS, seed_of(SEED, asked.name), len(numbers)))
+    return Figure(float(np.mean(list(values.values()))), np.mean(draws, axis=0), values) if values else None
+
+
+def mean_figure(parts: Sequence[Figure]) -> Figure | None:
+    """The plain mean over sources; None of none. A seed counts with the sources that its split has."""
+    if not parts:
+        return None
+    seeds = sorted({seed for part in parts for seed in part.by_seed})
+    by_seed = {s: float(np.mean([p.by_seed[s] for p in parts if s in p.by_seed])) for s in seeds}
+    return Figure(float(np.mean([p.value for p in parts])), np.mean([p.draws for p in parts], axis=0), by_seed)
+
+
+def over_sources(
+    run: BySeed,
+    sources: Iterable[str],
+    prompt: str,
+    metric: MetricOf,
+    section: str = "region",
+    comparator: str = "prompted",
+) -> Figure | None:
+    """The mean over the sources that can be asked so."""
+    parts = [figure(run, Asked(section, source, prompt, comparator), metric) for source in sources]
+    return mean_figure([part for part in parts if part is not None])
+
+
+def change(run: BySeed, sources: Iterable[str], changed: str, prompt: str, metric: MetricOf) -> Figure | None:
+    """Robustness: the mean over sources of `changed` minus `prompt`, on the cases that could be asked by both."""
+    parts = []
+    for source in sources:
+        worse, plain = Asked("robustness", source, changed, "prompted"), Asked("region", source, prompt, "prompted")
+        both = {s: common(given[worse], given[plain]) for s, given in run.items() if worse in given and plain in given}
+        one = figure({s: {worse: pair[0]} for s, pair in both.items()}, worse, metric)
+        other = figure({s: {plain: pair[1]} for s, pair in both.items()}, plain, metric)
+        if one is not None and other is not None:
+            parts.append(one - other)
+    return mean_figure(parts)
+
+
+def best(validation: Mapping[str, BySeed], names: Iterable[str], sources: Iterable[str], prompt: str) -> str | None:
+    """Which run is best on validation, by the mean over sources; None where none was asked."""
+    chosen = list(sources)
+    scored = [
+        (found.value, name)
+        for name in names
+        if name in validation
+        and (found := over_sources(validation[name], chosen, prompt, named("balanced_accuracy"))) is not None
+    ]
+    return max(scored)[1] if scored else None

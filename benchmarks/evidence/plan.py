@@ -1,0 +1,216 @@
+"""What is trained and measured for each table of docs/results.md: data, no code that does anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+SOURCES = (
+    "bccd_blood",
+    "brain_mri_tumor",
+    "brca_m2c_histology",
+    "btcv_ct",
+    "chula_rbc12",
+    "cxr_lungboxes",
+    "cxr_structures",
+    "dsb2018_nuclei",
+    "isic2017_derm",
+    "kvasir_polyp",
+    "usgra_nerve_us",
+)  # those with enough groups to split: of ham10000_mini, sct_spine_mri and dicom_small a split may stay empty
+SPLIT = {"train": 0.6, "val": 0.15, "test": 0.25}
+PROMPTS = ("box", "point", "mask")
+# What a step of launch/evidence.yaml holds on average, for FLOPs before anything has run.
+IMAGES, REGIONS, TEXTS = 32, 70, 62
+
+# Several region classes occur in one image; brain_mri_tumor has one tumour in each.
+MIXED = (
+    "bccd_blood",
+    "brca_m2c_histology",
+    "btcv_ct",
+    "chula_rbc12",
+    "cxr_lungboxes",
+    "cxr_structures",
+    "usgra_nerve_us",
+)
+REGION_SOURCES = (*MIXED, "brain_mri_tumor")
+
+TASK = "eval/evidence.yaml"
+ROBUSTNESS = "eval/evidence-robustness.yaml"
+
+Layout = Literal["regions", "images", "sources", "terms", "robustness"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training, of which there is one for each seed.
+
+    Attributes:
+        name: its folder's, with the steps behind it.
+        overrides: of launch/evidence.yaml.
+        without: sources that training doesn't see.
+        after: name of the run of the same table that it starts from.
+        asked: overrides of the task file by which it is measured.
+    """
+
+    name: str
+    overrides: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    after: str | None = None
+    asked: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """Attributes:
+    name, title: of the table.
+    runs: its rows, or what they are made of.
+    layout: which figures it shows.
+    against: what rows are compared with: a run's name, "best comparator" (the best of `COMPARATORS` by validation, for each
+        prompt kind), or "" for nothing.
+    task: the task file by which its runs are measured.
+    equal_compute: scale each run's steps so that it has the FLOPs of the run that --budget names.
+    terms: left out of training; layout "terms" only.
+    """
+
+    name: str
+    title: str
+    runs: tuple[Run, ...]
+    layout: Layout = "regions"
+    against: str = ""
+    task: str = TASK
+    equal_compute: bool = False
+    terms: tuple[str, ...] = ()
+
+
+# Widths of the prompt encoder at which all models have within 3 % as many parameters.
+_PROMPT_DIM = {"conditioned": 32}
+
+
+def _kind(kind: str) -> Run:
+    width = _PROMPT_DIM.get(kind)
+    return Run(kind, (f"model.fusion.kind={kind}", *([f"model.fusion.prompt_dim={width}"] if width else [])))
+
+
+def _tokens(name: str, *overrides: str) -> Run:
+    return Run(name, overrides)
+
+
+TOKENS = _kind("region_tokens")
+GLIMPSE = _tokens("glimpse_4", "model.fusion.glimpse=4")
+CONDITIONED = _kind("conditioned")
+OURS = (TOKENS, GLIMPSE, CONDITIONED)
+COMPARATORS = tuple(
+    _kind(kind)
+    for kind in (
+        "unprompted",
+        "crop",
+        "context_crop",
+        "blurred",
+        "greyed",
+        "drawn_circle",
+        "drawn_box",
+        "alpha_channel",
+        "mask_pooling",
+        "roi_align",
+    )
+)
+# Those that the more costly questions are asked of; choose them by the main table's validation.
+FINALISTS = (TOKENS, GLIMPSE, _kind("mask_pooling"))
+
+_ABLATIONS = (
+    TOKENS,
+    _tokens("no_keys", "model.fusion.parts=[start,values,logits]"),
+    _tokens("no_values", "model.fusion.parts=[start,keys,logits]"),
+    _tokens("no_keys_no_values", "model.fusion.parts=[start,logits]"),
+    _tokens("no_logits", "model.fusion.parts=[start,keys,values]"),
+    _tokens("no_start", "model.fusion.parts=[keys,values,logits]"),
+    _tokens("start_alone", "model.fusion.parts=[start]"),
+    _tokens("last_block", "model.fusion.depths=[5]"),
+    _tokens("last_2_blocks", "model.fusion.depths=[4,5]"),
+    _tokens("last_3_blocks", "model.fusion.depths=[3,4,5]"),
+    _tokens("glimpse_2", "model.fusion.glimpse=2"),
+    GLIMPSE,
+    _tokens("glimpse_6", "model.fusion.glimpse=6"),
+    _tokens("plain_infonce", "loss.positives=plain"),
+    # Asked by what it was taught: a template would be news to it.
+    replace(
+        _tokens("bare_names", "data.texts.bare=true"),
+        asked=("region.templates=['{name}']", "image.0.templates=['{name}']"),
+    ),
+)
+
+IMAGE_ONLY = _tokens("image_only", "loss.region_weight=0")
+_ANCHORING = (
+    IMAGE_ONLY,
+    replace(_tokens("then_regions"), after="image_only"),
+    replace(_tokens("then_regions_anchored", "loss.anchor_weight=0.5"), after="image_only"),
+)
+
+# Each is trained without, and tested on. Both lung sources show patients of one collection; groups keep them apart.
+UNSEEN = (
+    ("cxr_lungboxes",),
+    ("cxr_structures",),
+    ("cxr_lungboxes", "cxr_structures"),
+    ("bccd_blood",),
+    ("chula_rbc12",),
+)
+TERMS = ("spleen", "stomach", "lymphocyte", "white blood cell", "nerve", "target cell", "airway")
+_WITHOUT_TERMS = f"data.leave_out_terms=[{','.join(TERMS)}]"
+
+
+_WITHOUT = "-without-"
+
+
+def _without(run: Run, sources: tuple[str, ...]) -> Run:
+    return replace(run, name=f"{run.name}{_WITHOUT}{'-'.join(sources)}", without=sources)
+
+
+def way_of(run: Run) -> str:
+    """The name of the run that is the same but for the sources that it doesn't see."""
+    return run.name.split(_WITHOUT)[0]
+
+
+TABLES = {
+    table.name: table
+    for table in (
+        Table("main", "Ways to point, at equal steps", (*OURS, *COMPARATORS), against="best comparator"),
+        Table(
+            "compute",
+            "Ways to point, at equal compute",
+            (*OURS, *COMPARATORS),
+            against="best comparator",
+            equal_compute=True,
+        ),
+        Table("ablations", "Parts of region tokens", _ABLATIONS, against="region_tokens"),
+        Table("anchoring", "Anchoring to the image-only stage", _ANCHORING, layout="images", against="image_only"),
+        Table(
+            "image_level",
+            "Image level, beside the twin without regions",
+            (IMAGE_ONLY, TOKENS, GLIMPSE, CONDITIONED),
+            layout="images",
+            against="image_only",
+        ),
+        Table(
+            "unseen_sources",
+            "Sources that training didn't see",
+            (*FINALISTS, *(_without(run, sources) for sources in UNSEEN for run in FINALISTS)),
+            layout="sources",
+        ),
+        Table(
+            "unseen_terms",
+            "Terms that training didn't see",
+            (
+                TOKENS,
+                _tokens("left_out", _WITHOUT_TERMS),
+                replace(
+                    _tokens("left_out_descriptions", _WITHOUT_TERMS, "data.texts.descriptions=0.5"),
+                    asked=("region.templates=['{name}: {description}', '{name}']",),
+                ),
+            ),
+            layout="terms",
+            terms=TERMS,
+        ),
+        Table("robustness", "Worse prompts and worse images", FINALISTS, layout="robustness", task=ROBUSTNESS),
+    )
+}
