@@ -48,6 +48,8 @@ class OptimizerConfig:
     Attributes:
         lr: peak learning rate.
         fusion_lr_scale: the prompt encoder's and fusion's rate, as a multiple of `lr`: what starts at zero has a long way.
+        gain_lr_scale: the rate of what prompts' coverage and the glimpse are multiplied by, as a multiple of the fusion's:
+            single numbers have further to go than matrices.
         layer_decay: each block's rate is this times that of the block above it, in both towers; 1 for the same everywhere.
         weight_decay: for matrices; vectors, positions, tokens and temperatures have none.
         betas, eps: of AdamW.
@@ -58,6 +60,7 @@ class OptimizerConfig:
 
     lr: float = 5e-4
     fusion_lr_scale: float = 8.0
+    gain_lr_scale: float = 5.0
     layer_decay: float = 1.0
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.98)
@@ -67,7 +70,7 @@ class OptimizerConfig:
     clip_grad: float | None = 1.0
 
     def __post_init__(self) -> None:
-        for key in ("lr", "fusion_lr_scale", "eps"):
+        for key in ("lr", "fusion_lr_scale", "gain_lr_scale", "eps"):
             if not 0 < getattr(self, key) < math.inf:
                 raise ValueError(f"'{key}' is {getattr(self, key)}, expected more than 0")
         if self.clip_grad is not None and not self.clip_grad > 0:

@@ -21,6 +21,8 @@ _NO_DECAY = (
     *("position_embeddings.weight", "token_type_embeddings.weight"),
     *("point_type", "corner_type", "mask_type", "_gain"),
 )
+# Single numbers per head or channel that features are multiplied by, all zero at first.
+_GAINS = ("_gain", "gate")
 # The number of a block, in open_clip's towers (resblocks), timm's (blocks), BERT's (layer) and T5's (block).
 _BLOCK = re.compile(r"\.(?:resblocks|blocks|layer|layers|block)\.(\d+)\.")
 # What comes before the first block; whatever has neither a number nor such a name comes after the last.
@@ -52,7 +54,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig, freeze: Sequence
 
     Layer-wise decay (Clark et al. 2020, ELECTRA; Bao et al. 2022, BEiT): a tower's last block trains at `layer_decay` of
     the rate, each block below at `layer_decay` of the one above, embeddings lowest; what comes after the blocks trains at
-    the full rate, as do temperatures. Fusion has `fusion_lr_scale`.
+    the full rate, as do temperatures. Fusion has `fusion_lr_scale`, and in it gains and gates `gain_lr_scale` on top.
 
     Args:
         model: a RegionCLIP; frozen parts lose `requires_grad` and are put in eval mode.
@@ -75,7 +77,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig, freeze: Sequence
         part = _part(name)
         scale = 1.0
         if part == "fusion":
-            scale = config.fusion_lr_scale
+            scale = config.fusion_lr_scale * (config.gain_lr_scale if name.endswith(_GAINS) else 1.0)
         elif part is not None:
             scale = config.layer_decay ** (depths[part] + 1 - _layer(name, depths[part]))
         groups.setdefault((scale, config.weight_decay if decays else 0.0), []).append(parameter)

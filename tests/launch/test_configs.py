@@ -38,7 +38,8 @@ def test_a_run_is_what_it_says(name: str) -> None:
         model = build_model(replace(config.model, pretrained=None))
     assert model.grid == grid
     scales = {group["scale"] for group in parameter_groups(model, config.optimizer, config.freeze)}
-    assert max(scales) == config.optimizer.fusion_lr_scale
+    assert {1.0, config.optimizer.fusion_lr_scale} <= scales
+    assert max(scales) == config.optimizer.fusion_lr_scale * config.optimizer.gain_lr_scale
     assert config.micro_batch_size is not None and config.optimizer.warmup_steps * 5 < config.steps
     for world in worlds:
         assert config.batch_size % (world * config.micro_batch_size) == 0, world

@@ -59,7 +59,7 @@ def test_warm_up_then_half_a_cosine() -> None:
 
 def test_what_decays_and_at_which_rate(micro_trunk: Path) -> None:
     model = micro(micro_trunk)
-    optimizer = make_optimizer(model, OptimizerConfig(lr=0.5, fusion_lr_scale=4.0, weight_decay=0.2))
+    optimizer = make_optimizer(model, OptimizerConfig(lr=0.5, fusion_lr_scale=4.0, gain_lr_scale=5.0, weight_decay=0.2))
     set_learning_rate(optimizer, 0.25)
     groups = by_name(model, optimizer.param_groups)
     assert len(groups) == len(list(model.parameters()))
@@ -71,7 +71,7 @@ def test_what_decays_and_at_which_rate(micro_trunk: Path) -> None:
         ("clip.logit_scale", 0.0, 0.25),
         ("region_logit_scale", 0.0, 0.25),
         ("fusion.start.weight", 0.2, 1.0),
-        ("fusion.layers.0.logit_gain", 0.0, 1.0),
+        ("fusion.layers.0.logit_gain", 0.0, 5.0),
         ("fusion.encoder.point_type", 0.0, 1.0),
     ]:
         assert (groups[name]["weight_decay"], groups[name]["lr"]) == (decay, rate), name
