@@ -24,14 +24,14 @@ from PIL import Image
 
 import medpclip  # noqa: F401 (mends CPU builds of torchvision)
 from medpclip.data.loading.prompting import available_kinds
-from medpclip.evaluation.cases import region_prompt
 from medpclip.evaluation.corpus import Corpus, Item, read_corpus
-from medpclip.evaluation.features import Features, Request
-from medpclip.evaluation.result import ModelFacts
+from medpclip.evaluation.embedding.features import Features, Request
+from medpclip.evaluation.embedding.texts import TextClassifier
+from medpclip.evaluation.results.result import ModelFacts
 from medpclip.evaluation.scores import Case
+from medpclip.evaluation.sections.cases import region_prompt
 from medpclip.evaluation.subject import Subject
 from medpclip.evaluation.task import ImageTask, Task
-from medpclip.evaluation.texts import TextClassifier
 from medpclip.models import ModelConfig
 from medpclip.models.load import build_model
 from medpclip.models.region_clip import RegionCLIP

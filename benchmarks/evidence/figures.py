@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medpclip.evaluation.answers import Answers, Asked, Choices, common
-from medpclip.evaluation.bootstrap import bootstrap, percentile_interval, seed_of
-from medpclip.evaluation.measures import metrics_of
-from medpclip.evaluation.metrics import Metric, of_answers, value_of
+from medpclip.evaluation.metrics.bootstrap import bootstrap, percentile_interval, seed_of
+from medpclip.evaluation.metrics.metrics import Metric, of_answers, value_of
+from medpclip.evaluation.results.answers import Answers, Asked, Choices, common
+from medpclip.evaluation.results.measures import metrics_of
 
 DRAWS, LEVEL, SEED, BINS = 2000, 0.95, 0, 15
 BySeed = Mapping[int, Mapping[Asked, Answers]]

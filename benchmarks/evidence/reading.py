@@ -12,8 +12,8 @@ from figures import BySeed
 from jobs import TRAINED, Job, evaluation_folder
 from tables import Trained
 
-from medpclip.evaluation.answers import Answers, Asked
-from medpclip.evaluation.predictions import read_predictions
+from medpclip.evaluation.results.answers import Answers, Asked
+from medpclip.evaluation.results.predictions import read_predictions
 
 
 def trained_runs(jobs: Sequence[Job], costs: Mapping[str, Cost], task: Path) -> dict[str, Trained]:

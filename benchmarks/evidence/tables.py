@@ -11,7 +11,7 @@ from figures import BySeed, Figure, best, change, figure, named, over_sources, r
 from plan import COMPARATORS, MIXED, PROMPTS, REGION_SOURCES, Table, way_of
 
 from medpclip.errors import MedpclipError
-from medpclip.evaluation.answers import Asked
+from medpclip.evaluation.results.answers import Asked
 
 ACCURACY = named("balanced_accuracy")
 NONE = "–"

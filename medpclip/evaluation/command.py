@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from medpclip.distributed import World
-    from medpclip.evaluation.store import Store
+    from medpclip.evaluation.embedding.store import Store
     from medpclip.evaluation.subject import Subject
     from medpclip.evaluation.task import Task
 
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     import medpclip.models  # noqa: F401  (torch starts here, in the order the package needs)
     from medpclip.distributed import join
     from medpclip.distributed.world import own_device
-    from medpclip.evaluation.store import Store
+    from medpclip.evaluation.embedding.store import Store
     from medpclip.evaluation.subject import load_subject
     from medpclip.evaluation.suite import Asked, is_suite, read_suite
     from medpclip.evaluation.task import load_task
@@ -116,10 +116,10 @@ def _measure(
 
     from medpclip.errors import MedpclipError
     from medpclip.evaluation.corpus import read_corpus
-    from medpclip.evaluation.features import Features
-    from medpclip.evaluation.predictions import prediction_lines
-    from medpclip.evaluation.report import render_report, run_log
-    from medpclip.evaluation.result import build_result
+    from medpclip.evaluation.embedding.features import Features
+    from medpclip.evaluation.report.report import render_report, run_log
+    from medpclip.evaluation.results.predictions import prediction_lines
+    from medpclip.evaluation.results.result import build_result
     from medpclip.evaluation.run import run_task
     from medpclip.evaluation.scores import Evaluation
     from medpclip.evaluation.suite import RESULT, read_finished, stamp
@@ -165,8 +165,8 @@ def _measure(
 
 
 def _show(result: dict[str, Any], out: Path) -> None:
+    from medpclip.evaluation.report.tables import tables
     from medpclip.evaluation.suite import RESULT
-    from medpclip.evaluation.tables import tables
 
     for warning in result["warnings"]:
         print(f"WARNING: {warning}\n")

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from medpclip.evaluation.changes import Change, Comparison
-    from medpclip.evaluation.tables import Table
+    from medpclip.evaluation.report.tables import Table
+    from medpclip.evaluation.results.changes import Change, Comparison
 
 FORMAT = 1
 FILE = "compare.json"
@@ -27,7 +27,7 @@ def parse_and_run(argv: Sequence[str]) -> int:
         MedpclipError: input that can't be used; the command ends with status 2 for it.
     """
     args = build_parser().parse_args(list(argv))
-    from medpclip.evaluation.changes import compare, read_results
+    from medpclip.evaluation.results.changes import compare, read_results
 
     a, b = read_results(args.a), read_results(args.b)
     found = compare(a, b, args.tolerance / 100, args.level, args.strict, args.anyway, tuple(args.metric))
@@ -77,7 +77,7 @@ def changes_table(changes: Sequence[Change], several: bool = False) -> Table:
         changes: what to show.
         several: name the tasks.
     """
-    from medpclip.evaluation.tables import Table, heading, signed_figure
+    from medpclip.evaluation.report.tables import Table, heading, signed_figure
 
     rows = []
     for change in changes:

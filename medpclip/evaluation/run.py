@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from medpclip.errors import MedpclipError
 from medpclip.evaluation.corpus import Corpus
-from medpclip.evaluation.features import Features
-from medpclip.evaluation.multi_label import multi_label
+from medpclip.evaluation.embedding.features import Features
 from medpclip.evaluation.scores import Evaluation
+from medpclip.evaluation.sections.multi_label import multi_label
+from medpclip.evaluation.sections.zero_shot import image_level, region_level
 from medpclip.evaluation.task import BOX_GEOMETRY, OWN, ComparatorName, Task
-from medpclip.evaluation.zero_shot import image_level, region_level
 
 
 def run_task(features: Features, task: Task, corpus: Corpus) -> Evaluation:
@@ -41,17 +41,17 @@ def run_task(features: Features, task: Task, corpus: Corpus) -> Evaluation:
 
 def _further_sections(features: Features, task: Task, corpus: Corpus, evaluation: Evaluation) -> None:
     if task.retrieval:
-        from medpclip.evaluation import retrieval
+        from medpclip.evaluation.sections import retrieval
 
         for asked in task.retrieval:
             evaluation.rankings += retrieval.run(features, task, asked, corpus, evaluation.left_out)
     if task.probe:
-        from medpclip.evaluation import probe
+        from medpclip.evaluation.sections import probe
 
         for question in task.probe:
             evaluation.scores += probe.run(features, task, question, corpus, evaluation.left_out)
     if task.robustness is not None:
-        from medpclip.evaluation import robustness
+        from medpclip.evaluation.sections import robustness
 
         evaluation.scores += robustness.run(features, task, evaluation.of("region"), evaluation.left_out)
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from medpclip.errors import MedpclipError
-from medpclip.evaluation.exposure import read_trained_on
-from medpclip.evaluation.result import ModelFacts, weights_sha256
+from medpclip.evaluation.results.exposure import read_trained_on
+from medpclip.evaluation.results.result import ModelFacts, weights_sha256
 from medpclip.export.folder import REPORT
 from medpclip.models.load import (
     CHECKPOINTS,

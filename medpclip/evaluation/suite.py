@@ -14,7 +14,7 @@ from medpclip.errors import MedpclipError
 from medpclip.evaluation.task import Task, load_task
 
 if TYPE_CHECKING:
-    from medpclip.evaluation.tables import Table
+    from medpclip.evaluation.report.tables import Table
 
 FORMAT = 1
 FILE = "suite.json"
@@ -117,7 +117,7 @@ def suite_summary(name: str, out: Path, folders: Sequence[str]) -> dict[str, Any
         out: where the tasks' folders lie.
         folders: their names, in the suite's order.
     """
-    from medpclip.evaluation.measures import PRIMARY
+    from medpclip.evaluation.results.measures import PRIMARY
 
     tasks = []
     for folder in folders:
@@ -130,7 +130,7 @@ def suite_summary(name: str, out: Path, folders: Sequence[str]) -> dict[str, Any
 
 def suite_table(summary: dict[str, Any]) -> Table:
     """A line for each question of each task, as the model itself answers it; what disturbed prompts do is left to reports."""
-    from medpclip.evaluation.tables import Table, figure
+    from medpclip.evaluation.report.tables import Table, figure
 
     lines = []
     for task in summary["tasks"]:

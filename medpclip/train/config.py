@@ -60,7 +60,7 @@ class OptimizerConfig:
 
     lr: float = 5e-4
     fusion_lr_scale: float = 8.0
-    gain_lr_scale: float = 5.0
+    gain_lr_scale: float = 10.0
     layer_decay: float = 1.0
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.98)

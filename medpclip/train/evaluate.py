@@ -15,11 +15,11 @@ from torch import Tensor
 
 from medpclip.errors import MedpclipError
 from medpclip.evaluation.corpus import Corpus, read_corpus
-from medpclip.evaluation.exposure import TrainedOn
-from medpclip.evaluation.features import Features
-from medpclip.evaluation.measures import PRIMARY
-from medpclip.evaluation.predictions import prediction_lines
-from medpclip.evaluation.result import ModelFacts, build_result, weights_sha256
+from medpclip.evaluation.embedding.features import Features
+from medpclip.evaluation.results.exposure import TrainedOn
+from medpclip.evaluation.results.measures import PRIMARY
+from medpclip.evaluation.results.predictions import prediction_lines
+from medpclip.evaluation.results.result import ModelFacts, build_result, weights_sha256
 from medpclip.evaluation.run import run_task
 from medpclip.evaluation.scores import Evaluation
 from medpclip.evaluation.subject import Subject

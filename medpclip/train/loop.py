@@ -153,7 +153,7 @@ class _Run:
         """Rank 0 reads the tasks now: a mistake in one shall not show after hours."""
         self.evaluator, problem = None, None
         if self.world.is_first and self.config.evaluation.tasks:
-            from medpclip.evaluation.exposure import TrainedOn
+            from medpclip.evaluation.results.exposure import TrainedOn
             from medpclip.train.evaluate import Evaluator, read_tasks
 
             try:

@@ -14,7 +14,7 @@ import yaml
 from medpclip.config import load
 from medpclip.data.lexicon.lexicon import Lexicon
 from medpclip.errors import MedpclipError
-from medpclip.evaluation.answers import Asked, CaseId, Choices
+from medpclip.evaluation.results.answers import Asked, CaseId, Choices
 from medpclip.evaluation.task import load_task
 from medpclip.train.config import TrainConfig
 
@@ -111,7 +111,7 @@ def test_equal_compute(evidence: dict[str, ModuleType], tmp_path: Path) -> None:
 def test_a_figure_is_what_brute_force_says(evidence: dict[str, ModuleType]) -> None:
     """Two seeds that share groups: each resample of the union of groups, by a loop over cases."""
     figures = evidence["figures"]
-    from medpclip.evaluation.bootstrap import _weights, seed_of
+    from medpclip.evaluation.metrics.bootstrap import _weights, seed_of
 
     rng = np.random.default_rng(3)
     run = {seed: random_run(rng, {"a": 3}, 0.6) for seed in (0, 1)}

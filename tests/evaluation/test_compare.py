@@ -9,11 +9,11 @@ import pytest
 
 from medpclip.data.schema import Region, Sample
 from medpclip.errors import MedpclipError
-from medpclip.evaluation.changes import Change, compare, read_results
 from medpclip.evaluation.compare import FILE, parse_and_run
 from medpclip.evaluation.corpus import Corpus, Item
-from medpclip.evaluation.predictions import prediction_lines
-from medpclip.evaluation.result import ModelFacts, build_result
+from medpclip.evaluation.results.changes import Change, compare, read_results
+from medpclip.evaluation.results.predictions import prediction_lines
+from medpclip.evaluation.results.result import ModelFacts, build_result
 from medpclip.evaluation.scores import Case, Evaluation, Scores
 from medpclip.evaluation.task import Bootstrap, RegionTask, Task
 from medpclip.files import dump_json

@@ -14,7 +14,7 @@ from medpclip.data.schema import Region, Sample
 from medpclip.data.shards import ShardWriter
 from medpclip.errors import MedpclipError
 from medpclip.evaluation.corpus import read_corpus
-from medpclip.evaluation.features import Features
+from medpclip.evaluation.embedding.features import Features
 from medpclip.evaluation.run import run_task
 from medpclip.evaluation.subject import load_subject
 from medpclip.evaluation.task import ImageTask, ProbeTask, RegionTask, RetrievalTask, RobustnessTask, Task

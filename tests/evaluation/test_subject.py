@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 
 from medpclip.config import to_mapping
 from medpclip.errors import MedpclipError
-from medpclip.evaluation.embedders import make_embedders
-from medpclip.evaluation.features import Features
-from medpclip.evaluation.result import weights_sha256
+from medpclip.evaluation.embedding.embedders import make_embedders
+from medpclip.evaluation.embedding.features import Features
+from medpclip.evaluation.results.result import weights_sha256
 from medpclip.evaluation.subject import evaluating, load_subject
 from medpclip.export.clip_vision import export_clip_vision
 from medpclip.files import file_sha256

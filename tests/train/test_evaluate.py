@@ -13,8 +13,8 @@ import yaml
 from medpclip.data.phantom import write_phantoms
 from medpclip.errors import MedpclipError
 from medpclip.evaluation.corpus import read_corpus
-from medpclip.evaluation.features import Features
-from medpclip.evaluation.result import ModelFacts
+from medpclip.evaluation.embedding.features import Features
+from medpclip.evaluation.results.result import ModelFacts
 from medpclip.evaluation.run import run_task
 from medpclip.evaluation.subject import Subject
 from medpclip.evaluation.task import load_task

@@ -1,0 +1,297 @@
+"""Two results of the same tasks, row by row: what B does better or worse than A, on the same cases."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medpclip.errors import MedpclipError
+from medpclip.evaluation.metrics.metrics import value_of
+from medpclip.evaluation.results.answers import Answers, Asked, common
+from medpclip.evaluation.results.measures import LOWER_IS_BETTER, Measured, mean_of, measure, metrics_of
+from medpclip.evaluation.results.predictions import read_predictions
+from medpclip.evaluation.results.result import FORMAT, asked_by
+from medpclip.evaluation.results.rows import MEAN
+from medpclip.evaluation.task import Bootstrap
+
+_RESULT, _PREDICTIONS = "result.json", "predictions.jsonl"
+_ROUNDING = 1e-6  # between a figure and the same figure from predictions.jsonl
+
+
+@dataclass
+class Measurement:
+    """One task's result and the answers it was made of.
+
+    Attributes:
+        where: its folder, for messages.
+        result: of result.json.
+    """
+
+    where: Path
+    result: dict[str, Any]
+    answers: dict[Asked, Answers] = field(default_factory=dict)
+
+    @cached_property
+    def rows(self) -> dict[tuple[Asked, str], dict[str, Any]]:
+        """Rows with a value, the headline's too, by question and metric."""
+        rows = [*self.result["headline"], *self.result["rows"]]
+        return {(_asked(row), row["metric"]): row for row in rows if row["value"] is not None}
+
+
+@dataclass(frozen=True)
+class Change:
+    """A figure of A and of B. `a`, `b` and the difference are shares, on the cases that both have.
+
+    Attributes:
+        task: the task's name.
+        difference: b minus a.
+        interval: of the difference, from resampling the groups of the cases for both alike; None where there is none.
+        cases: that both have.
+        unpaired: cases that one of them has only.
+        regressed: whether it counts as worse.
+    """
+
+    task: str
+    section: str
+    name: str
+    prompt: str
+    comparator: str
+    metric: str
+    a: float
+    b: float
+    difference: float
+    interval: list[float] | None
+    cases: int
+    unpaired: int
+    regressed: bool = False
+
+    @property
+    def gain(self) -> float:
+        """The difference, positive where B is better."""
+        return -self.difference if self.metric in LOWER_IS_BETTER else self.difference
+
+    def is_worse(self, tolerance: float, strict: bool) -> bool:
+        """Whether B loses more than the tolerance (a share), by an interval that excludes 0 unless `strict`."""
+        if self.gain >= -tolerance:
+            return False
+        return strict or (self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0))
+
+
+@dataclass
+class Comparison:
+    """What came of comparing.
+
+    Attributes:
+        changes: the worst first.
+        unlike: why A and B were not measured alike, a line each.
+        missing: figures that A has and B has not.
+        new: figures that B has and A has not.
+        notes: what may explain a change but doesn't forbid to compare.
+    """
+
+    changes: list[Change] = field(default_factory=list)
+    unlike: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    new: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def regressions(self) -> list[Change]:
+        """The changes that count as worse."""
+        return [change for change in self.changes if change.regressed]
+
+
+def read_results(folder: Path) -> dict[str, Measurement]:
+    """A result folder's task, or those of a suite's folder, by name.
+
+    Raises:
+        MedpclipError: there is no result, one of another format, or two tasks of one name.
+    """
+    paths = [folder / _RESULT] if (folder / _RESULT).is_file() else sorted(folder.glob(f"*/{_RESULT}"))
+    if not paths:
+        raise MedpclipError(
+            f"{folder}: holds no {_RESULT}, nor do its folders; give an --out folder of 'medpclip eval'"
+        )
+    found: dict[str, Measurement] = {}
+    for path in paths:
+        result = _read_result(path)
+        name = result["task"]["name"]
+        if name in found:
+            raise MedpclipError(f"{path}: task {name!r} is in {found[name].where} too; compare one of them")
+        found[name] = Measurement(path.parent, result)
+    return found
+
+
+def compare(
+    a: dict[str, Measurement],
+    b: dict[str, Measurement],
+    tolerance: float = 0.0,
+    level: float = 0.95,
+    strict: bool = False,
+    anyway: bool = False,
+    metrics: tuple[str, ...] = (),
+) -> Comparison:
+    """Pair all figures that A and B share.
+
+    Args:
+        a, b: as `read_results` gives them.
+        tolerance: how much may be lost, a share.
+        level: of the intervals.
+        strict: count losses too whose interval holds 0.
+        anyway: compare what was not measured alike; otherwise `changes` is empty where `unlike` is not.
+        metrics: only these; empty for all.
+
+    Raises:
+        MedpclipError: predictions that are missing, not whole or not of their result; nothing to compare.
+    """
+    out = Comparison()
+    for name in [*a, *(name for name in b if name not in a)]:
+        if name not in a or name not in b:
+            out.unlike.append(f"task {name!r} is in {'A' if name in a else 'B'} only")
+            continue
+        out.unlike += [f"task {name!r}: {line}" for line in unlike(a[name].result, b[name].result)]
+        out.notes += [f"task {name!r}: {line}" for line in _notes(a[name].result, b[name].result)]
+    if out.unlike and not anyway:
+        return out
+    for name in (name for name in a if name in b):
+        for side in (a[name], b[name]):
+            _read_answers(side)
+        changes = _changes(name, a[name], b[name], level, metrics)
+        out.changes += [replace(change, regressed=change.is_worse(tolerance, strict)) for change in changes]
+        rows, others = a[name].rows, b[name].rows
+        chosen = [key for key in {**rows, **others} if not metrics or key[1] in metrics]
+        out.missing += [_words(name, *key) for key in chosen if key not in others]
+        out.new += [_words(name, *key) for key in chosen if key not in rows]
+    if not out.changes:
+        what = f" of {', '.join(metrics)}" if metrics else ""
+        raise MedpclipError(f"A and B have no figure{what} in common; check the folders and --metric")
+    out.changes.sort(key=lambda change: (not change.regressed, change.gain))
+    return out
+
+
+def unlike(a: dict[str, Any], b: dict[str, Any]) -> Iterator[str]:
+    """In what two results of a task were not measured alike."""
+    in_a, in_b = ({row["manifest_sha256"]: row["folder"] for row in result["data"]} for result in (a, b))
+    for side, own, other in (("A", in_a, in_b), ("B", in_b, in_a)):
+        for digest in sorted(own.keys() - other.keys()):
+            yield f"the manifest of {own[digest]} ({digest[:12]}) is of {side} only"
+    if a["task_sha256"] != b["task_sha256"]:
+        yield from _unlike_keys(asked_by(a["task"]), asked_by(b["task"]))
+    if a["lexicon_sha256"] != b["lexicon_sha256"]:
+        yield "the lexicon differs, which describes classes and says which are kinds of one another"
+    questions = [{(row["section"], row["name"]): row for row in result["rows"]} for result in (a, b)]
+    for (section, name), row in questions[0].items():
+        other = questions[1].get((section, name), row)
+        for key, what in (
+            ("classes", "classes"),
+            ("candidates", "number of candidates"),
+            ("templates_sha256", "templates"),
+        ):
+            if row[key] != other[key]:
+                yield f"the {what} of {section} {name!r} differ"
+
+
+def _unlike_keys(a: dict[str, Any], b: dict[str, Any], where: str = "") -> Iterator[str]:
+    for key in [*a, *(key for key in b if key not in a)]:
+        mine, others = a.get(key), b.get(key)
+        if isinstance(mine, dict) and isinstance(others, dict):
+            yield from _unlike_keys(mine, others, f"{where}{key}.")
+        elif mine != others:
+            yield f"the task's key '{where}{key}' is {_shown(mine)} in A, {_shown(others)} in B"
+
+
+def _notes(a: dict[str, Any], b: dict[str, Any]) -> Iterator[str]:
+    for package, version in a["versions"].items():
+        if (other := b["versions"].get(package)) != version:
+            yield f"{package} is {version} in A, {other} in B"
+    if a["model"]["weights_sha256"] == b["model"]["weights_sha256"]:
+        yield "the weights are the same"
+
+
+def _changes(task: str, a: Measurement, b: Measurement, level: float, metrics: tuple[str, ...]) -> Iterator[Change]:
+    given = a.result["task"]
+    bootstrap = Bootstrap(given["bootstrap"]["draws"], given["bootstrap"]["seed"], level)
+    known = {
+        asked: _Both.of(asked, a.answers[asked], b.answers[asked], bootstrap, given["calibration_bins"])
+        for asked in a.answers
+        if asked in b.answers
+    }
+    for asked, metric in a.rows:
+        if (asked, metric) not in b.rows or (metrics and metric not in metrics):
+            continue
+        sources = a.rows[asked, metric]["sources"] if asked.name == MEAN else [asked.name]
+        parts = [known[part] for part in (asked._replace(name=source) for source in sources) if part in known]
+        if len(parts) < len(sources) or any(metric not in part.a or metric not in part.b for part in parts):
+            continue
+        mine, others = (
+            mean_of([side[metric] for side in sides]) for sides in zip(*((p.a, p.b) for p in parts), strict=True)
+        )
+        change = others - mine
+        cases, unpaired = sum(part.cases for part in parts), sum(part.unpaired for part in parts)
+        if np.isfinite(change.value):
+            yield Change(
+                task, *asked, metric, mine.rounded, others.rounded, change.rounded, change.interval(level), cases, unpaired
+            )  # fmt: skip
+
+
+@dataclass
+class _Both:
+    """The metrics of A's and of B's answers to the cases that both have."""
+
+    a: dict[str, Measured]
+    b: dict[str, Measured]
+    cases: int
+    unpaired: int
+
+    @classmethod
+    def of(cls, asked: Asked, a: Answers, b: Answers, bootstrap: Bootstrap, bins: int) -> _Both:
+        mine, others = common(a, b)
+        unpaired = len(a) + len(b) - 2 * len(mine)
+        left, right = (measure(answers, asked.name, bootstrap, bins) for answers in (mine, others))
+        return cls(left, right, len(mine), unpaired)
+
+
+def _read_answers(side: Measurement) -> None:
+    """Fill in the answers, and make sure that the result was made of them."""
+    classes = {(row["section"], row["name"]): row["classes"] for row in side.result["rows"]}
+    path, bins = side.where / _PREDICTIONS, side.result["task"]["calibration_bins"]
+    side.answers = read_predictions(path, classes)
+    for (asked, metric), row in side.rows.items():
+        if asked.name == MEAN:
+            continue
+        given = side.answers.get(asked)
+        value = None if given is None else value_of(metrics_of(given, bins)[metric], len(given))
+        if value is None or abs(value - row["value"]) > _ROUNDING:
+            raise MedpclipError(
+                f"{path}: doesn't give the {_RESULT} beside it ({_words('', asked, metric)}); evaluate again"
+            )
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    try:
+        result = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise MedpclipError(f"{path}: is not a whole result ({error}); evaluate again") from None
+    if not isinstance(result, dict) or result.get("format") != FORMAT:
+        found = result.get("format") if isinstance(result, dict) else None
+        raise MedpclipError(f"{path}: key 'format' is {found!r}, expected {FORMAT}; evaluate again with this version")
+    return result
+
+
+def _asked(row: dict[str, Any]) -> Asked:
+    return Asked(row["section"], row["name"], row["prompt"], row["comparator"])
+
+
+def _words(task: str, asked: Asked, metric: str) -> str:
+    return ", ".join(word for word in (task, *asked, metric) if word)
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
