@@ -22,15 +22,15 @@ from costs import Cost
 from plan import Run, Table
 from shards import ROOT, manifest_hashes, one_core, shard_folders
 
-from medpclip.config import read_yaml
+from medpclip.config import load, read_yaml
 from medpclip.errors import MedpclipError
 from medpclip.files import dump_json, file_sha256, write_atomically
 from medpclip.models.load import WEIGHTS, find_checkpoint
+from medpclip.train.config import TrainConfig, public_config
 
 LAUNCH = ROOT / "launch" / "evidence.yaml"
 BEGUN, TRAINED, MEASURED = "begun.json", "trained.json", "measured.json"
 SPLITS = ("val", "test")
-_PLACES = ("out=", "data.shards=", "device=", "model.pretrained=")  # where, not what
 
 
 @dataclass(frozen=True)
@@ -154,11 +154,11 @@ def train(job: Job, out: Path, device: str) -> bool:
         MedpclipError: the folder holds another run, or training failed.
     """
     overrides = train_overrides(job, out, device)
+    # As it is read, defaults included, so that a default that has changed counts; not where anything lies or runs.
+    config = public_config(load(TrainConfig, LAUNCH, overrides))
+    del config["device"]
     given = {
-        "launch": read_yaml(LAUNCH),
-        "overrides": [
-            text for text in overrides if not text.startswith(("out=", "data.shards=", "device=", "model.pretrained="))
-        ],
+        "config": config,
         "start": job.start and job.start.name,
         "without": list(job.run.without),
         "data": manifest_hashes(out, job.seed),
@@ -188,12 +188,14 @@ def train(job: Job, out: Path, device: str) -> bool:
 def train_overrides(job: Job, out: Path, device: str) -> list[str]:
     """What a job changes of the launch file."""
     shards = [str(folder) for name, folder in shard_folders(out, job.seed).items() if name not in job.run.without]
+    launch = read_yaml(LAUNCH)
+    # The same share of all steps, however many: else those with few would spend most of them on warming up.
+    warm_up = max(1, round(launch["optimizer"]["warmup_steps"] * job.steps / launch["steps"]))
     overrides = [*job.run.overrides, f"steps={job.steps}", f"seed={job.seed}", f"device={device}"]
+    overrides.append(f"optimizer.warmup_steps={warm_up}")
     if job.start is not None:
         overrides.append(f"model.pretrained={json.dumps(str(job.start / 'run'))}")
-    left = {
-        name: weight for name, weight in read_yaml(LAUNCH)["data"]["weights"].items() if name not in job.run.without
-    }
+    left = {name: weight for name, weight in launch["data"]["weights"].items() if name not in job.run.without}
     return [
         *overrides,
         f"out={json.dumps(str(job.folder / 'run'))}",
@@ -211,9 +213,8 @@ def measure(job: Job, task: Path, split: str, out: Path, device: str) -> bool:
     folder = evaluation_folder(job, task, split)
     trained = _read(job.folder / TRAINED)
     assert trained is not None
-    key = _sha256(
-        {"task": read_yaml(task), "split": split, "weights": trained["weights_sha256"], "data": trained["key"]}
-    )
+    asked = {"task": read_yaml(task), "changes": list(job.run.asked), "split": split}
+    key = _sha256(asked | {"weights": trained["weights_sha256"], "data": trained["key"]})
     stamp = _read(folder / MEASURED)
     if stamp and stamp["key"] == key:
         return False

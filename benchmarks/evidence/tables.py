@@ -114,9 +114,15 @@ def _regions(table: Table, runs: Mapping[str, Trained]) -> list[str]:
         chosen = ", ".join(f"{prompt}: {other}" for prompt, other in others.items() if other)
         why = ", chosen on validation" if table.against == "best comparator" else ""
         differences = [
-            [name, *(_points(_minus(scores[name, p], scores.get((others[p] or "", p)))) for p in PROMPTS)]
+            [
+                name,
+                *(
+                    NONE if name == others[p] else _points(_minus(scores[name, p], scores.get((others[p] or "", p))))
+                    for p in PROMPTS
+                ),
+            ]
             for name in runs
-            if name not in others.values()
+            if set(others.values()) != {name}
         ]
         out += [
             f"Difference in points, paired, to the {table.against} ({chosen}{why}):",

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from medpclip.errors import MedpclipError
+from medpclip.evaluation.code import code_sha256
 from medpclip.evaluation.results.exposure import read_trained_on
 from medpclip.evaluation.results.result import ModelFacts, weights_sha256
 from medpclip.export.folder import REPORT
@@ -38,6 +39,8 @@ from medpclip.models.region_clip import ModelConfig, RegionCLIP
 
 TOWER = "clip_vision_model"  # `model_type` of an exported tower's config.json
 _VERSIONS = ("medpclip", "torch", "open_clip_torch", "timm", "transformers", "numpy", "pillow", "simplejpeg")
+# Code by which an embedding is made of a picture or a text.
+_CODE = ("models", "data/loading", "evaluation/embedding", "evaluation/subject.py", "export")
 
 
 @dataclass
@@ -85,7 +88,8 @@ class Subject:
         model = self.model
         settings = None if model is None else [model.architecture, asdict(model.config.fusion)]
         versions = {name: _version(name) for name in _VERSIONS}
-        return json.dumps([self.facts.weights_sha256, asdict(self.preprocess), settings, versions], sort_keys=True)
+        made_by = [versions, code_sha256(*_CODE)]
+        return json.dumps([self.facts.weights_sha256, asdict(self.preprocess), settings, made_by], sort_keys=True)
 
     def cache_name(self) -> str:
         """What a folder of its embeddings is called."""

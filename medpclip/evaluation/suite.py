@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 FILE = "suite.json"
 RESULT = "result.json"
-_SHOWN = ("prompted", "unprompted", "linear", "knn")  # comparators in the terminal's table
+_SHOWN = ("prompted", "unprompted")  # comparators in the terminal's table, beside the probes
 
 
 @dataclass
@@ -106,7 +106,7 @@ def stamp(result: dict[str, Any]) -> dict[str, Any]:
     """What decides a result's figures."""
     model = result.get("model")
     weights = model.get("weights_sha256") if isinstance(model, dict) else None
-    keys = ("format", "task", "data", "lexicon_sha256", "versions")
+    keys = ("format", "task", "data", "lexicon_sha256", "code_sha256", "versions")
     return {key: result.get(key) for key in keys} | {"weights_sha256": weights}
 
 
@@ -134,7 +134,11 @@ def suite_table(summary: dict[str, Any]) -> Table:
 
     lines = []
     for task in summary["tasks"]:
-        own = [row for row in task["rows"] if row["comparator"] in _SHOWN and row["section"] != "robustness"]
+        own = [
+            row
+            for row in task["rows"]
+            if row["section"] == "probe" or (row["comparator"] in _SHOWN and row["section"] != "robustness")
+        ]
         for row in own:
             labels = [task["name"], row["section"], row["name"], row["prompt"], row["comparator"], row["metric"]]
             lines.append([*labels, figure(row), str(row["cases"])])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ OWN: tuple[str, ...] = (
     "prompted_crop",
 )  # the model's own region embedding; that of a crop with a box around it
 BOX_GEOMETRY = "box_geometry"
+WRONG_REGION = "of wrong region"  # ends the name of a prompt that points at another region than is asked about
 ComparatorName = Literal[
     "prompted",
     "unprompted",
@@ -142,6 +144,9 @@ class RetrievalTask:
     def __post_init__(self) -> None:
         if not self.k or min(self.k) < 1 or len(set(self.k)) < len(self.k):
             raise ValueError(f"k is {self.k}, expected different numbers of at least 1")
+        if not self.prompts:
+            raise ValueError("prompts is empty; name a prompt kind")
+        _check_different("prompts", self.prompts)
         _check_templates(self.templates)
 
 
@@ -168,6 +173,9 @@ class ProbeTask:
             raise ValueError(f"label is {self.label!r}, expected 'modality', 'labels.KEY' or 'region'")
         if self.neighbours < 1 or (self.shots is not None and self.shots < 1):
             raise ValueError("expected 'neighbours' and 'shots' of at least 1")
+        if not self.methods or not self.prompts:
+            raise ValueError("methods or prompts is empty; name one")
+        _check_different("prompts", self.prompts)
 
 
 def _prompted() -> list[ComparatorName] | None:
@@ -203,6 +211,8 @@ class RobustnessTask:
     def __post_init__(self) -> None:
         if any(not 0 < share <= 1 for share in self.jitter) or any(not 1 <= s <= 5 for s in self.severities):
             raise ValueError("expected 'jitter' of more than 0 and at most 1, 'severities' from 1 to 5")
+        for key in ("prompts", "jitter", "corruptions", "severities"):
+            _check_different(key, getattr(self, key))
 
 
 @dataclass
@@ -264,6 +274,9 @@ class Task:
             raise ValueError("data is empty; name a folder of shards")
         if not (self.image or self.region or self.retrieval or self.probe):
             raise ValueError("there is nothing to measure; add a section image, region, retrieval or probe")
+        for what in sorted(asked := _questions(self)):
+            if asked[what] > 1:
+                raise ValueError(f"{what} is asked {asked[what]} times, under one name in results; split the task")
         if self.robustness is not None and self.region is None:
             raise ValueError("robustness disturbs the region question; add a section region")
         if self.calibration_bins < 2:
@@ -291,6 +304,21 @@ def load_task(path: Path, overrides: Sequence[str] = ()) -> Task:
 def fill_ins(template: str) -> set[str]:
     """The names in a template's braces."""
     return {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+
+
+def _questions(task: Task) -> Counter[str]:
+    """How often each question is asked, in the words by which results tell questions apart."""
+    found = Counter(f"image label {q.label!r} ({q.kind})" for q in task.image)
+    found.update(f"retrieval of kind {r.kind!r}" for r in task.retrieval)
+    for p in task.probe:
+        shots = "" if p.shots is None else f", {p.shots} shots"
+        found.update(f"probe of {p.label!r} ({method}{shots})" for method in p.methods)
+    return found
+
+
+def _check_different(key: str, values: Sequence[object]) -> None:
+    if len(set(values)) < len(values):
+        raise ValueError(f"{key} is {list(values)}, where one is named twice")
 
 
 def _check_templates(templates: list[str]) -> None:

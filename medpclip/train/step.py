@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -50,6 +50,7 @@ class Micro:
         keep: (b, K) int64: which patches stay; None for all.
         regions: (m,) int64: which of the b * R prompts are regions; the rest is padding.
         windows: of the prompts, where the model asks for them.
+        wholes: (w,) int64: which of the b * R prompts are of whole images.
     """
 
     images: Tensor
@@ -59,6 +60,7 @@ class Micro:
     keep: Tensor | None
     regions: Tensor
     windows: CutWindows | None = None
+    wholes: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
 
 @dataclass
@@ -70,7 +72,7 @@ class StepInputs:
         shares: who encodes which text.
         texts: all texts of the step, image texts first.
         image_texts: how many those are.
-        image_targets: (B, image texts) int8 of this rank's B images.
+        image_targets: (B + W, image texts) int8 of this rank's B images, then of the W of them that are also prompted whole.
         region_targets: (M, region texts) int8 of its M regions.
         seed: of the model's own random numbers, for each micro-batch.
         truncated: how many of this rank's texts are longer than the model's context.
@@ -120,28 +122,44 @@ def prepare(
     tokens = model.tokenizer(wordings)
     real = [place for place, number in enumerate(numbers.tolist()) if number >= 0]
     cut = truncation_rate(model.tokenizer, [wordings[place] for place in real], tokens[real]) * len(real)
-    micros = []
+    micros, whole_images = [], list[int]()
     for micro, batch in enumerate(batches):
         prompts = Prompts(**batch.prompts)
         index = [b * prompts.regions + r for b, row in enumerate(batch.region_facts) for r in range(len(row))]
         keep = None
         if config.patch_drop:
             seeds = [(config.seed, _PATCHES, step, place.of(micro, b)) for b in range(len(batch.keys))]
-            keep = kept_patches(prompts, model.grid, config.patch_drop, seeds)
+            keep = kept_patches(_of_regions(prompts, batch), model.grid, config.patch_drop, seeds)
         text = tokens[micro * shares.per_micro : (micro + 1) * shares.per_micro]
-        regions = torch.tensor(index, dtype=torch.int64)
-        micros.append(Micro(batch.images, batch.colours, prompts, text, keep, regions, batch.windows))
+        regions, wholes = torch.tensor(index, dtype=torch.int64), _wholes(batch)
+        whole_images += [micro * place.batch_size + number for number in wholes.tolist()]
+        wholes = (wholes + 1) * prompts.regions - 1
+        micros.append(Micro(batch.images, batch.colours, prompts, text, keep, regions, batch.windows, wholes))
     return StepInputs(
         micros,
         shares,
         texts,
         len(step_texts.image),
-        step_texts.image_targets,
+        torch.cat([step_texts.image_targets, step_texts.image_targets[whole_images]]),
         step_texts.region_targets,
         [place.model_seed(micro) for micro in range(len(batches))],
         sum(_number(key) for batch in batches for key in batch.keys),
         cut,
     )
+
+
+def _wholes(batch: Batch) -> Tensor:
+    """Numbers of the batch's images that are also prompted whole."""
+    return torch.zeros(0, dtype=torch.int64) if batch.whole is None else batch.whole.nonzero().flatten()
+
+
+def _of_regions(prompts: Prompts, batch: Batch) -> Prompts:
+    """The same without those of whole images, which cover every patch."""
+    if batch.whole is None or not batch.whole.any():
+        return prompts
+    box_valid = prompts.box_valid.clone()
+    box_valid[batch.whole, -1] = False
+    return replace(prompts, box_valid=box_valid)
 
 
 def _number(key: str) -> int:
@@ -174,8 +192,9 @@ def run_step(
                 anchors.append(anchor(_pixels(engine, preprocess, micro)))
     kept = _Kept.of(outputs, inputs)
     contrast = _contrast(kept, inputs, config, world)
-    by_image, anchor_loss = _with_anchor(contrast.sides[0].items, kept.image, anchors, config.anchor_weight, world)
-    gradients = _Gradients(by_image, contrast.sides[1].items, contrast.texts, contrast)
+    by_image, by_whole = contrast.sides[0].items.split([len(kept.image), len(kept.whole)])
+    by_image, anchor_loss = _with_anchor(by_image, kept.image, anchors, config.anchor_weight, world)
+    gradients = _Gradients(by_image, by_whole, contrast.sides[1].items, contrast.texts, contrast)
     for number, (micro, seed) in enumerate(zip(inputs.micros, inputs.seed, strict=True)):
         alive()
         out = outputs[number] if single else _forward(engine, preprocess, micro, seed)
@@ -210,9 +229,11 @@ def _forward(engine: Engine, preprocess: Preprocess, micro: Micro, seed: int) ->
 
 @dataclass
 class _Kept:
-    """The step's embeddings of this rank, without a graph: image (B, D), region (M, D), text (m, D), scalars (4,)."""
+    """The step's embeddings of this rank, without a graph: image (B, D), of prompts of whole images (W, D), region (M, D),
+    text (m, D), scalars (4,)."""
 
     image: Tensor
+    whole: Tensor
     region: Tensor
     text: Tensor
     scalars: Tensor
@@ -220,23 +241,25 @@ class _Kept:
 
     @classmethod
     def of(cls, outputs: Sequence[Outputs], inputs: StepInputs) -> _Kept:
-        images, regions, texts, sensitivity = [], [], [], 0.0
+        images, wholes, regions, texts, sensitivity = [], [], [], [], 0.0
         for (image, region, text, _), micro in zip(outputs, inputs.micros, strict=True):
             index = micro.regions.to(image.device)
             chosen = region.detach().flatten(0, 1)[index]
             images.append(image.detach())
+            wholes.append(region.detach().flatten(0, 1)[micro.wholes.to(image.device)])
             regions.append(chosen)
             texts.append(text.detach())
             own_image = image.detach()[index // region.shape[1]]
             sensitivity += (1 - (chosen * own_image).sum(-1)).sum().item()
-        return cls(torch.cat(images), torch.cat(regions), torch.cat(texts), outputs[0][3].detach(), sensitivity)
+        scalars = outputs[0][3].detach()
+        return cls(torch.cat(images), torch.cat(wholes), torch.cat(regions), torch.cat(texts), scalars, sensitivity)
 
 
 def _contrast(kept: _Kept, inputs: StepInputs, config: LossConfig, world: World) -> Contrast:
     scale, bias, region_scale, region_bias = kept.scalars.unbind()
     device = kept.image.device
     sides = [
-        Side(kept.image, inputs.image_targets.to(device), 0, scale, bias, config.image_weight),
+        Side(torch.cat([kept.image, kept.whole]), inputs.image_targets.to(device), 0, scale, bias, config.image_weight),
         Side(
             kept.region,
             inputs.region_targets.to(device),
@@ -269,6 +292,7 @@ class _Gradients:
     """What the embeddings of this rank get back from the losses, handed out micro-batch by micro-batch."""
 
     image: Tensor
+    whole: Tensor
     region: Tensor
     text: Tensor
     contrast: Contrast
@@ -276,12 +300,14 @@ class _Gradients:
     def surrogate(self, out: Outputs, micro: Micro, last: bool) -> Tensor:
         """A scalar whose gradient is this micro-batch's part of the losses' gradient."""
         image, region, text, scalars = out
-        count, regions, texts = len(image), len(micro.regions), len(text)
+        count, wholes, regions, texts = len(image), len(micro.wholes), len(micro.regions), len(text)
         by_image, self.image = self.image[:count], self.image[count:]
+        by_whole, self.whole = self.whole[:wholes], self.whole[wholes:]
         by_region, self.region = self.region[:regions], self.region[regions:]
         by_text, self.text = self.text[:texts], self.text[texts:]
         on_regions = region.new_zeros(region.shape).flatten(0, 1)
         on_regions[micro.regions.to(region.device)] = by_region
+        on_regions[micro.wholes.to(region.device)] = by_whole
         total = (image * by_image).sum() + (region.flatten(0, 1) * on_regions).sum() + (text * by_text).sum()
         # Scales and biases are the same in every pass, and get theirs once.
         by_scalars = torch.stack([value for side in self.contrast.sides for value in (side.log_scale, side.bias)])

@@ -200,6 +200,25 @@ def test_tables_are_made_of_any_layout(evidence: dict[str, ModuleType]) -> None:
     assert "+0.0 [+0.0, +0.0]" in main  # a twin of the best differs from it by nothing
 
 
+def test_a_best_comparator_is_compared_by_the_prompts_that_another_is_best_by(
+    evidence: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, tables, costs = evidence["plan"], evidence["tables"], evidence["costs"]
+    table, runs = plan.TABLES["main"], {}
+    for run in table.runs:
+        by_seed = {0: random_run(np.random.default_rng(0), dict.fromkeys(plan.MIXED, 3), 0.8)}
+        runs[run.name] = tables.Trained(9, costs.Cost(10, 5, 1e9), 0.5, {0: "a" * 64}, by_seed, by_seed)
+    best = {"box": "crop", "point": "crop", "mask": "blurred"}
+    monkeypatch.setattr(tables, "_against", lambda table, runs, prompt: best[prompt])
+    text = tables.render(table, runs, tables.Provenance("c", [0], {0: "c" * 64}))
+    rows = text.split("Difference in points")[1].split("By source")[0].splitlines()
+    same = "+0.0 [+0.0, +0.0]"
+    assert f"| crop | – | – | {same} |" in rows and f"| blurred | {same} | {same} | – |" in rows
+    best["mask"] = "crop"
+    text = tables.render(table, runs, tables.Provenance("c", [0], {0: "c" * 64}))
+    assert "| crop |" not in text.split("Difference in points")[1].split("By source")[0]
+
+
 def test_markers(evidence: dict[str, ModuleType], tmp_path: Path) -> None:
     tables, page = evidence["tables"], tmp_path / "results.md"
     page.write_text("# Results\n\n<!-- table: main -->\nold\n<!-- end: main -->\nrest\n")
@@ -265,6 +284,47 @@ def test_a_folder_of_another_run_is_refused(
     other = jobs.Job(plan.Run("a", ("optimizer.lr=2e-4",)), 0, 9, tmp_path / "a")
     with pytest.raises(MedpclipError, match="holds a run of another configuration"):
         jobs.train(other, tmp_path, "cpu")
+
+
+def test_a_default_that_changed_is_another_configuration(
+    evidence: dict[str, ModuleType], tmp_path: Path, trained: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the launch file doesn't name is part of a run too; where it lies and what it runs on is not."""
+    jobs, plan = evidence["jobs"], evidence["plan"]
+    job = jobs.Job(plan.Run("a"), 0, 9, tmp_path / "a")
+    assert jobs.train(job, tmp_path, "cpu")
+    assert not jobs.train(job, tmp_path, "cuda")
+
+    def changed(*args: Any) -> TrainConfig:
+        config = load(*args)
+        config.optimizer.fusion_lr_scale += 1
+        return config
+
+    monkeypatch.setattr(jobs, "load", changed)
+    with pytest.raises(MedpclipError, match="holds a run of another configuration"):
+        jobs.train(job, tmp_path, "cpu")
+
+
+def test_a_run_asked_otherwise_is_measured_again(
+    evidence: dict[str, ModuleType], tmp_path: Path, trained: list[list[str]]
+) -> None:
+    jobs, plan = evidence["jobs"], evidence["plan"]
+    job = jobs.Job(plan.Run("a"), 0, 9, tmp_path / "a")
+    jobs.train(job, tmp_path, "cpu")
+    for times in (True, False):
+        assert jobs.measure(job, ROOT / plan.TASK, "val", tmp_path, "cpu") is times
+    other = jobs.Job(plan.Run("a", asked=("region.templates=['{name}']",)), 0, 9, tmp_path / "a")
+    assert jobs.measure(other, ROOT / plan.TASK, "val", tmp_path, "cpu")
+
+
+def test_a_schedule_is_stretched_to_the_steps(evidence: dict[str, ModuleType], tmp_path: Path) -> None:
+    """At equal compute, costly ways have few steps, of which warming up takes the same share."""
+    jobs, plan = evidence["jobs"], evidence["plan"]
+    whole = load(TrainConfig, jobs.LAUNCH)
+    for steps in (whole.steps, whole.steps // 3, 2):
+        overrides = jobs.train_overrides(jobs.Job(plan.Run("a"), 0, steps, tmp_path / "a"), tmp_path, "cpu")
+        warm_up = load(TrainConfig, jobs.LAUNCH, overrides).optimizer.warmup_steps
+        assert warm_up == max(1, round(steps / whole.steps * whole.optimizer.warmup_steps))
 
 
 def test_sources_left_out_have_no_part_in_training(evidence: dict[str, ModuleType], tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from medpclip.errors import MedpclipError
-from medpclip.evaluation.suite import folder_name, is_suite, read_finished, read_suite, stamp
+from medpclip.evaluation.suite import folder_name, is_suite, read_finished, read_suite, stamp, suite_table
 from medpclip.evaluation.task import RegionTask, Task
 
 TASK = {"name": "t", "data": ["somewhere/shards", "elsewhere/more"], "region": {"templates": ["{name}"]}}
@@ -56,6 +56,7 @@ def test_a_result_holds_for_the_same_task_weights_data_and_code_only(tmp_path: P
         "task": {"name": "t", "seed": 0},
         "data": [{"folder": "shards", "manifest_sha256": "aa"}],
         "lexicon_sha256": "bb",
+        "code_sha256": "dd",
         "versions": {"torch": "2"},
         "model": {"name": "anything", "weights_sha256": "cc"},
         "rows": [],
@@ -67,6 +68,7 @@ def test_a_result_holds_for_the_same_task_weights_data_and_code_only(tmp_path: P
         ("task", {"name": "t", "seed": 1}),
         ("data", []),
         ("lexicon_sha256", "b"),
+        ("code_sha256", "d"),
         ("versions", {"torch": "3"}),
         ("model", {"name": "anything", "weights_sha256": "c"}),
     ):
@@ -74,3 +76,17 @@ def test_a_result_holds_for_the_same_task_weights_data_and_code_only(tmp_path: P
     assert read_finished(tmp_path / "nowhere", stamp(result)) is None
     (tmp_path / "result.json").write_text('{"cut')
     assert read_finished(tmp_path, stamp(result)) is None
+
+
+def test_the_table_shows_what_the_model_answers_and_its_probes() -> None:
+    row = {"name": "s", "prompt": "box", "metric": "balanced_accuracy", "value": 0.5, "interval": None, "cases": 3}
+    asked = [
+        ("region", "prompted"),
+        ("region", "crop"),
+        ("probe", "linear_probe"),
+        ("probe", "knn, 5 shots"),
+        ("robustness", "prompted"),
+    ]
+    rows = [row | {"section": section, "comparator": comparator} for section, comparator in asked]
+    shown = suite_table({"name": "suite", "tasks": [{"name": "t", "rows": rows}]}).rows
+    assert [(line[1], line[4]) for line in shown] == [asked[0], asked[2], asked[3]]

@@ -61,7 +61,15 @@ def test_defaults_and_overrides(tmp_path):
         ({"retrieval": [{"kind": "captions"}]}, ["kind", "captions"]),
         ({"probe": [{"label": "finding"}]}, ["finding", "'labels.KEY' or 'region'"]),
         ({"probe": [{"label": "modality", "shots": 0}]}, ["shots"]),
+        ({"retrieval": [{"kind": "region", "prompts": []}]}, ["prompts is empty"]),
+        ({"retrieval": [{"kind": "region", "prompts": ["box", "box"]}]}, ["prompts", "named twice"]),
+        ({"probe": [{"label": "region", "methods": []}]}, ["methods or prompts is empty"]),
         ({"robustness": {"jitter": [1.5]}}, ["jitter"]),
+        ({"robustness": {"jitter": [0.1, 0.1]}}, ["jitter", "named twice"]),
+        ({"image": [{"label": "modality", "templates": [t]} for t in ("{name}", "a {name}")]}, ["'modality'", "2 times"]),
+        ({"retrieval": [{"kind": "region"}, {"kind": "region", "k": [3]}]}, ["retrieval of kind 'region'", "2 times"]),
+        ({"probe": [{"label": "region"}, {"label": "region", "prompts": ["point"]}]}, ["probe of 'region'", "2 times"]),
+        ({"probe": [{"label": "region", "methods": ["knn", "knn"]}]}, ["probe of 'region' (knn)", "2 times"]),
         ({"region": None, "probe": [{"label": "modality"}], "robustness": {}}, ["robustness", "section region"]),
         ({"calibration_bins": 1}, ["calibration_bins"]),
         ({"published": [{"model": "m", "metric": "accuracy", "value": "high", "source": "s"}]}, ["value"]),
@@ -75,6 +83,18 @@ def test_bad_tasks_are_one_line_that_names_file_and_fault(tmp_path, changes, wor
     message = str(caught.value)
     assert "\n" not in message and "task.yaml" in message
     assert all(word in message for word in words), message
+
+
+def test_questions_that_results_can_tell_apart_stand_beside_one_another(tmp_path):
+    image = {"label": "labels.x", "templates": ["{name}"]}
+    task = load_from(
+        tmp_path,
+        {
+            "image": [image, image | {"kind": "multi_label"}, image | {"label": "labels.y"}],
+            "probe": [{"label": "region", "shots": n} for n in (None, 1, 5)],
+        },
+    )
+    assert len(task.image) == len(task.probe) == 3
 
 
 def test_fill_ins():

@@ -14,6 +14,7 @@ from whole_losses import whole_loss
 
 from medpclip.data.lexicon import Lexicon
 from medpclip.data.loading.loader import Batch, DataConfig, RegionDataset, make_loader
+from medpclip.data.loading.prompting import PromptSampling
 from medpclip.data.loading.texts import POSITIVE, TextSampling, targets
 from medpclip.data.loading.windows import CutWindows
 from medpclip.data.phantom import write_phantoms
@@ -36,11 +37,11 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def make_config(shards: Path, trunk: Path, loss: str, **changes: Any) -> TrainConfig:
+def make_config(shards: Path, trunk: Path, loss: str, whole: float = 0.0, **changes: Any) -> TrainConfig:
     kind, _, positives = loss.partition("-")
     return TrainConfig(
         out=Path("unused"),
-        data=DataConfig([shards], workers=0),
+        data=DataConfig([shards], workers=0, prompts=PromptSampling(whole=whole)),
         model=ModelConfig(
             str(trunk), logit_bias=-5.0 if kind == "sigmoid" else None, fusion=FusionConfig(prompt_dim=16)
         ),
@@ -90,6 +91,7 @@ def part_of(batch: Batch, start: int, stop: int) -> Batch:
         batch.region_facts[rows],
         batch.keys[rows],
         windows,
+        batch.whole if batch.whole is None else batch.whole[rows],
     )
 
 
@@ -121,7 +123,7 @@ def as_rank(shards: str, trunk: str, folder: str) -> None:
     for case, (loss, dtype) in enumerate(CASES):
         limit = 1e-10 if dtype == torch.float64 else 1e-5
         whole = load_file(f"{folder}/{case}.safetensors")
-        ours, losses = gradients(make_config(Path(shards), Path(trunk), loss), world, 1 + case % 2, dtype)
+        ours, losses = gradients(make_config(Path(shards), Path(trunk), loss, whole=0.5), world, 1 + case % 2, dtype)
         assert ours.keys() == whole.keys() - {"loss"}
         assert abs(losses.loss - whole["loss"].item()) < 10 * limit
         for name, gradient in ours.items():
@@ -133,7 +135,7 @@ def as_rank(shards: str, trunk: str, folder: str) -> None:
 def test_ranks_have_the_gradients_of_one_process(world: int, shards: Path, micro_trunk: Path, tmp_path: Path) -> None:
     """All losses, ranks with other numbers of regions and kinds of prompt, one of four with none; one micro-batch or two."""
     for case, (loss, dtype) in enumerate(CASES):
-        whole, losses = gradients(make_config(shards, micro_trunk, loss), World(), 1, dtype)
+        whole, losses = gradients(make_config(shards, micro_trunk, loss, whole=0.5), World(), 1, dtype)
         whole = {name: gradient.contiguous() for name, gradient in whole.items()}
         save_file(whole | {"loss": torch.tensor(losses.loss, dtype=torch.float64)}, tmp_path / f"{case}.safetensors")
     run_ranks(Path(__file__), world, str(shards), str(micro_trunk), str(tmp_path))
@@ -147,16 +149,19 @@ def with_dropout(model: RegionCLIP) -> RegionCLIP:
 
 def one_backward(engine: LocalEngine, inputs: StepInputs, config: TrainConfig) -> Tensor:
     """The same micro-batches with the same random numbers, all graphs kept, one loss, one backward."""
-    images, regions, texts = [], [], []
+    images, wholes, regions, texts = [], [], [], []
     for micro, seed in zip(inputs.micros, inputs.seed, strict=True):
         image, region, text, scalars = module._forward(engine, engine.model.preprocess, micro, seed)
         images.append(image)
+        wholes.append(region.flatten(0, 1)[micro.wholes])
         regions.append(region.flatten(0, 1)[micro.regions])
         texts.append(text)
     text = inputs.shares.in_order(torch.cat(texts))
     kind = "sigmoid" if config.loss.kind == "sigmoid" else config.loss.positives
     count = inputs.image_texts
-    image_loss = whole_loss(kind, torch.cat(images), text[:count], inputs.image_targets, scalars[0], scalars[1])
+    image_loss = whole_loss(
+        kind, torch.cat(images + wholes), text[:count], inputs.image_targets, scalars[0], scalars[1]
+    )
     region_loss = whole_loss(kind, torch.cat(regions), text[count:], inputs.region_targets, scalars[2], scalars[3])
     loss = config.loss.image_weight * image_loss + config.loss.region_weight * region_loss
     loss.backward()
@@ -166,7 +171,7 @@ def one_backward(engine: LocalEngine, inputs: StepInputs, config: TrainConfig) -
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_feature_cache_is_one_backward_through_all_graphs(loss: str, shards: Path, micro_trunk: Path) -> None:
     """With dropout and patch dropping on, in float64."""
-    config = make_config(shards, micro_trunk, loss, patch_drop=0.5)
+    config = make_config(shards, micro_trunk, loss, whole=0.5, patch_drop=0.5)
     found = []
     for way in ("cache", "graphs"):
         model = with_dropout(make_model(config, torch.float64))
@@ -184,6 +189,22 @@ def test_the_feature_cache_is_one_backward_through_all_graphs(loss: str, shards:
     for name, gradient in graphs.items():
         assert gradient is not None, name
         assert (cached[name] - gradient).abs().max() <= 1e-10, name
+
+
+def test_prompts_of_whole_images_are_contrasted_with_the_images_texts(shards: Path, micro_trunk: Path) -> None:
+    config = make_config(shards, micro_trunk, "infonce", whole=0.5)
+    model = make_model(config, torch.float32)
+    batch = whole_batch(config, model)
+    assert batch.whole is not None
+    asked = batch.whole.nonzero().flatten().tolist()
+    assert 0 < len(asked) < IMAGES
+    inputs = prepare(cut(batch, World(), 2), LEXICON, model, config, 7, World())
+    width, half = config.data.regions_per_image, IMAGES // 2
+    for number, micro in enumerate(inputs.micros):
+        own = [image - number * half for image in asked if image // half == number]
+        assert micro.wholes.tolist() == [image * width + width - 1 for image in own]
+        assert not set(micro.wholes.tolist()) & set(micro.regions.tolist())
+    assert torch.equal(inputs.image_targets[IMAGES:], inputs.image_targets[asked])
 
 
 @pytest.mark.parametrize("glimpse", [0, 2])

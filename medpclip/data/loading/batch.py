@@ -80,6 +80,7 @@ class Batch:
     region_facts: what is known of each image's regions, up to R of them; the rest is padding.
     keys: the samples' keys.
     windows: of the regions, where they are asked for.
+    whole: (B,) bool: whether an image's last prompt is one of the whole image; it then is no region.
     skipped: why samples could not be used, and how many; others of the batch stand in their places.
     faults: the same one by one, with shard and key.
     """
@@ -91,6 +92,7 @@ class Batch:
     region_facts: list[list[Facts]]
     keys: list[str]
     windows: CutWindows | None = None
+    whole: Tensor | None = None
     skipped: dict[str, int] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 
@@ -100,6 +102,7 @@ class _Opened:
     """A record whose facts are read and whose window is drawn.
 
     Attributes:
+        whole: whether it is asked about as a whole, too.
         picture: at its own resolution, where it is kept for the regions' windows.
     """
 
@@ -107,6 +110,7 @@ class _Opened:
     facts: dict[str, Any]
     window: Window
     colours: tuple[float, float]
+    whole: bool
     picture: np.ndarray | None = None
 
 
@@ -174,7 +178,7 @@ class BatchBuilder:
         """Read facts and images of some places; what can't be used, by place."""
         broken: dict[int, UnreadableSampleError] = {}
         streams = [0 if isinstance(places[place], UnreadableSampleError) else places[place].stream for place in todo]  # type: ignore[union-attr]
-        draws = uniforms(stream_keys(np.array(streams, np.uint64), 0), DRAWS).tolist()
+        draws = uniforms(stream_keys(np.array(streams, np.uint64), 0), DRAWS + 1).tolist()
         for place, own in zip(todo, draws, strict=True):
             record = places[place]
             try:
@@ -198,7 +202,8 @@ class BatchBuilder:
         pixels, factor = _decode(record, facts, reduction(window, self.image_size))
         out[:] = render(pixels, factor, window, self.image_size, self.fill)
         kept = self.window is not None and factor == 1 and pixels.nbytes <= _KEPT_BYTES
-        return _Opened(record, facts, window, draw_colours(augmentation, draws), pixels if kept else None)
+        whole = draws[DRAWS] < self.config.prompts.whole
+        return _Opened(record, facts, window, draw_colours(augmentation, draws), whole, pixels if kept else None)
 
     def _regions(self, opened: Sequence[_Opened]) -> dict[str, Any]:
         """What a batch says of regions, and of the images that they are in."""
@@ -211,8 +216,15 @@ class BatchBuilder:
         candidates = np.flatnonzero(table.visible() & ~without.regions(table))
         first = uniforms(keys[candidates], 1)[:, 0]
         chosen, rank = table.draw(candidates, first, config.balance, config.regions_per_image)
+        whole = np.array([o.whole for o in opened], bool)
+        stay = ~whole[table.image[chosen]] | (rank < config.regions_per_image - 1)
+        chosen, rank = chosen[stay], rank[stay]
         draws = uniforms(keys[chosen], 1 + draws_per_region(config.prompts))[:, 1:]
         arrays = self._prompts(table, chosen, rank, draws, len(opened))
+        for image in np.flatnonzero(whole).tolist():
+            sample, window = samples[image], opened[image].window
+            arrays["boxes"][image, -1] = window.unit_box([0, 0, sample["width"], sample["height"]])
+            arrays["box_valid"][image, -1] = True
         shown = look(table)
         facts: list[list[Facts]] = [[] for _ in opened]
         for image, known in zip(table.image[chosen].tolist(), region_facts(samples, table, shown, chosen), strict=True):
@@ -221,6 +233,7 @@ class BatchBuilder:
             "prompts": {name: torch.from_numpy(array) for name, array in arrays.items()},
             "image_facts": without.of_images(image_facts(samples, table, shown)),
             "region_facts": facts,
+            "whole": torch.from_numpy(whole),
         }
 
     def _add_windows(self, opened: Mapping[int, _Opened], rest: dict[str, Any]) -> dict[int, UnreadableSampleError]:
@@ -230,6 +243,7 @@ class BatchBuilder:
             return broken
         counts = np.array([len(known) for known in rest["region_facts"]])
         given = np.arange(self.config.regions_per_image) < counts[:, None]
+        given[rest["whole"].numpy(), -1] = True
         prompts = {name: tensor.numpy() for name, tensor in rest["prompts"].items()}
         windows = [opened[place].window for place in range(len(counts))]
         places = place_windows(windows, prompts, self.window, given)

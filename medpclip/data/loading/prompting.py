@@ -49,6 +49,8 @@ class PromptSampling:
         negative: chance of one more click off the region, in its surroundings.
         box_jitter: each side moves by a normal draw with this standard deviation, as a share of the box's size.
         mask_noise: chance that a mask comes eroded or dilated by a cell of the prompt grid.
+        whole: chance that an image's last place for a region goes to a box around all of the image, which the image's
+            texts are true of: so a prompted embedding answers for whole images too.
     """
 
     kinds: dict[PromptKind, float] = field(default_factory=lambda: {"box": 1.0, "point": 1.0, "mask": 1.0})
@@ -57,6 +59,7 @@ class PromptSampling:
     negative: float = 0.15
     box_jitter: float = 0.05
     mask_noise: float = 0.15
+    whole: float = 0.0
 
     @property
     def scribbles(self) -> bool:
@@ -71,6 +74,8 @@ class PromptSampling:
     def __post_init__(self) -> None:
         if self.max_points < 1:
             raise ValueError(f"'max_points' is {self.max_points}, expected at least 1")
+        if not 0 <= self.whole <= 1:
+            raise ValueError(f"'whole' is {self.whole}, expected a chance from 0 to 1")
         if min(self.kinds.values(), default=0.0) < 0 or not any(self.kinds.values()):
             raise ValueError(f"'kinds' is {self.kinds}, expected weights of at least 0, one of them more")
 

@@ -215,6 +215,10 @@ class Features:
         total = sum(len(chunks[i]) for i in numbers)
         with Progress(name, total, unit, shown=self.shown) as bar, evaluating(self.subject.tower):
             for i, values in zip(numbers, compute(numbers, bar), strict=True):
+                if not np.isfinite(values).all():
+                    raise MedpclipError(
+                        f"{self.subject.facts.name}: gives {name} that aren't finite numbers; give weights that are whole"
+                    )
                 self.store.put(chunks[i], values)
 
     def _gather(self, keys: Sequence[bytes | None]) -> np.ndarray:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -68,8 +69,23 @@ def mean_of_sources(values: Sequence[np.ndarray]) -> np.ndarray:
 
 def _weights(draws: int, groups: int, width: int, seed: int) -> Iterator[np.ndarray]:
     """How often each group is drawn, float64 (part of draws, groups); `width` columns are what must fit in memory."""
-    rng = np.random.default_rng(seed)
     step = max(1, _CELLS // width)
+    if draws * groups > _CELLS:
+        yield from _drawn(draws, groups, step, seed)
+        return
+    kept = _kept(draws, groups, seed)
+    yield from (kept[start : start + step] for start in range(0, draws, step))
+
+
+@lru_cache(maxsize=2)  # the metrics of a question, and of all that answer it, are resampled alike
+def _kept(draws: int, groups: int, seed: int) -> np.ndarray:
+    weights = next(_drawn(draws, groups, draws, seed))
+    weights.setflags(write=False)
+    return weights
+
+
+def _drawn(draws: int, groups: int, step: int, seed: int) -> Iterator[np.ndarray]:
+    rng = np.random.default_rng(seed)
     for start in range(0, draws, step):
         rows = min(step, draws - start)
         picks = rng.integers(groups, size=(rows, groups))  # the same however the draws are parted

@@ -18,7 +18,7 @@ from medpclip.evaluation.results.measures import LOWER_IS_BETTER, Measured, mean
 from medpclip.evaluation.results.predictions import read_predictions
 from medpclip.evaluation.results.result import FORMAT, asked_by
 from medpclip.evaluation.results.rows import MEAN
-from medpclip.evaluation.task import Bootstrap
+from medpclip.evaluation.task import WRONG_REGION, Bootstrap
 
 _RESULT, _PREDICTIONS = "result.json", "predictions.jsonl"
 _ROUNDING = 1e-6  # between a figure and the same figure from predictions.jsonl
@@ -77,8 +77,11 @@ class Change:
         return -self.difference if self.metric in LOWER_IS_BETTER else self.difference
 
     def is_worse(self, tolerance: float, strict: bool) -> bool:
-        """Whether B loses more than the tolerance (a share), by an interval that excludes 0 unless `strict`."""
-        if self.gain >= -tolerance:
+        """Whether B loses more than the tolerance (a share), by an interval that excludes 0 unless `strict`.
+
+        Never by the prompt of a wrong region: who follows prompts better names the class that is asked for less often.
+        """
+        if self.gain >= -tolerance or self.prompt.endswith(WRONG_REGION):
             return False
         return strict or (self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0))
 
@@ -210,6 +213,8 @@ def _notes(a: dict[str, Any], b: dict[str, Any]) -> Iterator[str]:
     for package, version in a["versions"].items():
         if (other := b["versions"].get(package)) != version:
             yield f"{package} is {version} in A, {other} in B"
+    if a.get("code_sha256") != b.get("code_sha256"):
+        yield "medpclip's code differs"
     if a["model"]["weights_sha256"] == b["model"]["weights_sha256"]:
         yield "the weights are the same"
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from medpclip.config import to_mapping
+from medpclip.evaluation.code import code_sha256
 from medpclip.evaluation.corpus import Corpus
 from medpclip.evaluation.metrics.calibration import reliability
 from medpclip.evaluation.metrics.metrics import confusion_matrix
@@ -65,6 +66,7 @@ def build_result(task: Task, model: ModelFacts, corpus: Corpus, evaluation: Eval
         "model": {"name": model.name, "weights_sha256": model.weights_sha256, "step": model.step},
         "data": [{"folder": name, "manifest_sha256": digest} for name, digest in corpus.manifests],
         "lexicon_sha256": lexicon_sha256(),
+        "code_sha256": code_sha256(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
         "seed": task.seed,
         "warnings": trained_on_warnings(trained, task.split, corpus.manifests),

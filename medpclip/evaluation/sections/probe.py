@@ -52,13 +52,14 @@ def run(features: Features, task: Task, question: ProbeTask, corpus: Corpus, lef
         left_out: gets a line for what is not asked.
 
     Raises:
-        MedpclipError: the measured split is the one that is learned from.
+        MedpclipError: the measured split is the one that is learned from, or shares a patient or study with it.
     """
     if task.split == "train":
         raise MedpclipError(
             f"task {task.name!r}: a probe learns from the split 'train'; set 'split' to 'val' or 'test'"
         )
     splits = ("train", "val", task.split)
+    _check_apart(task, corpus)
     if question.label != "region":
         labelled = {split: _images(corpus.split_items(split), question.label) for split in splits}
         found = [_probe(features, task, question, question.label, labelled, left_out)]
@@ -145,6 +146,17 @@ def few(cases: Sequence[Case], shots: int | None, seed: int, name: str) -> list[
         rng = rng_for(seed, "shots", name, index)
         kept += rng.choice(own, min(shots, len(own)), replace=False).tolist()
     return [cases[i] for i in sorted(kept)]
+
+
+def _check_apart(task: Task, corpus: Corpus) -> None:
+    """A split is made by group within a folder; several folders of one source may not agree."""
+    for source in corpus.sources:
+        groups = {split: {i.sample.group for i in source.by_split.get(split, [])} for split in ("train", task.split)}
+        if both := groups["train"] & groups[task.split]:
+            raise MedpclipError(
+                f"task {task.name!r}: probe: {len(both)} groups of {source.name} are in 'train' and in {task.split!r}, so "
+                "that it would be asked what it has learned; build that source's folders together"
+            )
 
 
 def _images(items: Sequence[Item], label: str) -> list[Labelled]:

@@ -17,7 +17,7 @@ from medpclip.evaluation.embedding.texts import TextClassifier
 from medpclip.evaluation.scores import Case, Scores
 from medpclip.evaluation.sections.candidates import related_classes, without_related
 from medpclip.evaluation.sections.cases import Way, embed_ways, region_prompt
-from medpclip.evaluation.task import Corruption, RobustnessTask, Task
+from medpclip.evaluation.task import WRONG_REGION, Corruption, RobustnessTask, Task
 
 _CASES = 500  # are asked in all variants together, so that a picture is decoded once
 _LEAST = 1e-3  # of the window's side: no jittered box gets thinner
@@ -90,7 +90,7 @@ def variants(question: RobustnessTask) -> list[Variant]:
         plain = partial(_plain, kind)
         out += [Variant(f"{kind} jittered {100 * j:g}%", partial(_jittered, kind, j)) for j in question.jitter]
         if question.wrong:
-            out.append(Variant(f"{kind} of wrong region", partial(_of_wrong_region, kind)))
+            out.append(Variant(f"{kind} {WRONG_REGION}", partial(_of_wrong_region, kind)))
         if question.missing:
             out.append(Variant(f"{kind} missing", partial(_missing, kind)))
         if question.tiny is not None:

@@ -216,6 +216,9 @@ def _ask_regions(features: Features, task: Task, regions: RegionTask, scores: Sc
 
 def _box_geometry(source: Source, scores: Scores, task: Task, regions: RegionTask, left_out: list[str]) -> None:
     """Fill the scores of the classifier that sees boxes only; the same for each prompt kind."""
+    if task.split == "train":
+        left_out.append(f"{source.name}: {box_geometry.NAME}, since it learns from the train split, which is measured")
+        return
     learnable = [(box, category) for box, category in source.train_boxes if category in scores.classes]
     if not learnable:
         left_out.append(f"{source.name}: {box_geometry.NAME}, since its train split has no region with an extent")

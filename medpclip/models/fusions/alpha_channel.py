@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from medpclip.models.fusions.interface import Fusion
-from medpclip.models.fusions.regions import shares
+from medpclip.models.fusions.regions import visibility
 from medpclip.models.prompts import Prompts, Windows
 from medpclip.models.trunk.interface import Trunk
 
@@ -33,7 +33,7 @@ class AlphaChannel(Fusion):
         windows: Windows | None = None,
     ) -> tuple[Tensor, Tensor]:
         height, width = images.shape[-2:]
-        maps = shares(prompts, height, width, click_radius=1 / trunk.grid[0])
+        maps = visibility(prompts, height, width, click_radius=1 / trunk.grid[0])
         added = self.alpha(maps.flatten(0, 1).unsqueeze(1).to(images.dtype)).flatten(2).transpose(1, 2)
         copies = images.repeat_interleave(prompts.regions, 0)
         kept = None if keep is None else keep.repeat_interleave(prompts.regions, 0)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from medpclip.models.fusions.interface import Fusion
-from medpclip.models.fusions.regions import extents, shares
+from medpclip.models.fusions.regions import extents, visibility
 from medpclip.models.preprocess import Preprocess
 from medpclip.models.prompts import Prompts, Windows
 from medpclip.models.trunk.interface import Trunk
@@ -48,7 +48,7 @@ class _Outside(Marked):
 
     def mark(self, trunk: Trunk, images: Tensor, prompts: Prompts) -> Tensor:
         height, width = images.shape[-2:]
-        inside = shares(prompts, height, width, click_radius=1 / trunk.grid[0]).unsqueeze(2).to(images.dtype)
+        inside = visibility(prompts, height, width, click_radius=1 / trunk.grid[0]).unsqueeze(2).to(images.dtype)
         outside = self.instead(images)
         return outside.unsqueeze(1) + (images - outside).unsqueeze(1) * inside
 

@@ -45,6 +45,13 @@ def shares(prompts: Prompts, rows: int, columns: int, click_radius: float) -> Te
     return _first_given(prompts, mask, box, clicks, torch.ones_like(mask))
 
 
+def visibility(prompts: Prompts, rows: int, columns: int, click_radius: float) -> Tensor:
+    """`shares`, divided by each prompt's largest: a region smaller than a cell of its mask's grid isn't faded out with its
+    surroundings (as `mask_normalised` of `prompt_encoder.CHANNELS`)."""
+    share = shares(prompts, rows, columns, click_radius)
+    return share / share.amax((-2, -1), keepdim=True).clamp(min=1e-6)
+
+
 def mask_extents(masks: Tensor) -> Tensor:
     """Masks (B, R, h, w) -> (B, R, 4): x1 y1 x2 y2 of the cells that are covered at all; zeros for an empty mask."""
     height, width = masks.shape[-2:]

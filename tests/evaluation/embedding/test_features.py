@@ -270,6 +270,34 @@ def test_what_cannot_be_answered_is_nan_or_refused(model: RegionCLIP, shards: Pa
         Features(untrained, world=World(0, 2))
 
 
+def test_weights_that_are_not_finite_are_refused_and_nothing_is_kept(
+    micro_trunk: Path, shards: Path, tmp_path: Path
+) -> None:
+    model = build(micro_trunk)
+    with torch.no_grad():
+        next(model.visual.parameters()).fill_(float("nan"))
+    features = Features(subject_of(model), Store(tmp_path / "cache"), shown=False)
+    with pytest.raises(MedpclipError, match=r"^here: gives images that aren't finite numbers") as caught:
+        features.embed([Request(items_of(shards)[0], None)], "images")
+    assert "\n" not in str(caught.value) and not list(tmp_path.rglob("*.npy"))
+
+
+def test_prompts_that_say_nothing_have_finite_answers_by_every_comparator(model: RegionCLIP, shards: Path) -> None:
+    features = Features(subject_of(model), shown=False)
+    empty = RegionPrompt(mask=np.zeros((model.mask_grid, model.mask_grid), np.float32))
+    item = items_of(shards)[0]
+    asked = [Request(item, prompt, name) for prompt in (RegionPrompt(), empty) for name in features.comparators]
+    assert np.isfinite(features.embed(asked)).all()
+
+
+def test_other_code_has_another_identity(model: RegionCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = subject_of(model)
+    before = subject.cache_name()
+    assert subject.cache_name() == before
+    monkeypatch.setattr("medpclip.evaluation.subject.code_sha256", lambda *parts: "other")
+    assert subject.cache_name() != before
+
+
 def test_a_broken_picture_is_one_line_with_threads_too(model: RegionCLIP, tmp_path: Path) -> None:
     with ShardWriter(tmp_path / "broken") as writer:
         writer.add(Sample("k", "s", "test", "g", "CT", 40, 40), b"\x89PNG no picture", "png")

@@ -32,6 +32,17 @@ def test_equals_the_naive_loop_over_resampled_groups():
         assert np.isclose(own_area, roc_auc_score(true[rows] == 2, scores[rows]))
 
 
+def test_resamples_that_are_kept_are_those_that_are_drawn_again(monkeypatch):
+    true, predicted, groups = planted(2)
+    metrics = [balanced(true, predicted), auroc(true == 2, predicted + np.arange(60) / 60)]
+    seeds = (0, 1, 0, 2, 0)
+    kept = [bootstrap(metric, groups, 30, seed, count=9) for seed in seeds for metric in metrics]
+    assert module._kept.cache_info().currsize <= 2
+    monkeypatch.setattr(module, "_CELLS", 100)  # too many to keep
+    drawn = [bootstrap(metric, groups, 30, seed, count=9) for seed in seeds for metric in metrics]
+    assert all(np.array_equal(one, other) for one, other in zip(kept, drawn, strict=True))
+
+
 def test_same_seed_same_draws_other_seed_others():
     true, predicted, groups = planted(1)
     one = bootstrap(balanced(true, predicted), groups, 50, 0)

@@ -163,6 +163,15 @@ def test_shots_are_a_seeded_choice_of_each_class():
     assert list(scores.values) == [("image", "linear_probe, 1 shot"), ("image", "knn, 1 shot")]
 
 
+def test_a_patient_in_train_and_in_the_measured_split_is_refused():
+    leaking = source()
+    leaking.by_split["test"][3].sample.group = leaking.by_split["train"][0].sample.group
+    for label in ("labels.finding", "region"):
+        with pytest.raises(MedpclipError, match=r"1 groups of s are in 'train' and in 'test'") as caught:
+            probe(leaking, label=label)
+        assert "\n" not in str(caught.value)
+
+
 def test_what_cannot_be_asked_is_said():
     strange = source(per_split=(("train", 6), ("test", 9)))
     strange.by_split["test"][0].sample.labels["finding"] = "f9"

@@ -136,6 +136,9 @@ def test_an_oracle_is_right_a_constant_is_chance_and_box_geometry_is_there(shard
     assert values(result, "prompted") == {"box": 1.0, "point": 1.0, "mask": 1.0}
     assert values(result, "crop") == pytest.approx({"box": 1 / 3, "point": 1 / 3, "mask": 1 / 3})
     assert values(result, "box_geometry").keys() == {"box", "point", "mask"}
+    seen, _ = evaluate(Told(), replace(task, split="train"))
+    assert not any(name == "box_geometry" for _, name in seen.of("region")[0].values)
+    assert seen.left_out == ["squares: box_geometry, since it learns from the train split, which is measured"]
     told = rows_of(result, "region", "prompted")
     assert [(told[kind]["cases"], told[kind]["images"], told[kind]["groups"]) for kind in ("box", "point", "mask")] == [
         (16, 4, 4),

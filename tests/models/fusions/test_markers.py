@@ -9,7 +9,7 @@ from torch import Tensor
 
 from medpclip.models import FusionConfig, ModelConfig, Prompts, RegionCLIP
 from medpclip.models.fusions.markers import Marked
-from medpclip.models.fusions.regions import shares
+from medpclip.models.fusions.regions import visibility
 from medpclip.models.load import build_model
 
 SIZE = 64
@@ -80,7 +80,7 @@ def test_the_surroundings_give_way(micro_trunk: Path, kind: str) -> None:
     assert torch.allclose(found[:, 2][:, :, inside], images[:, :, inside])
     assert not torch.allclose(found[:, 2][:, :, ~inside], images[:, :, ~inside], atol=0.1)
     assert torch.allclose(found[:, 3], images)  # nothing is pointed at: the image as it is
-    soft = shares(prompts_of(model), SIZE, SIZE, 1 / 4)[0, 1]
+    soft = visibility(prompts_of(model), SIZE, SIZE, 1 / 4)[0, 1]
     y, x = 38, 19  # the click
     assert soft[y, x] > 0.99 and soft[y, x + 16] == pytest.approx(math.exp(-0.5), abs=0.02)  # a patch away
     if kind == "greyed":

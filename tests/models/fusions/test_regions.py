@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from medpclip.models import Prompts
-from medpclip.models.fusions.regions import extents, mask_extents, shares
+from medpclip.models.fusions.regions import extents, mask_extents, shares, visibility
 
 
 def one_of_each() -> Prompts:
@@ -64,3 +64,14 @@ def test_shares_equal_a_loop(cells: int) -> None:
             click = max(math.exp(-0.5 * (math.dist(middle, at) / radius) ** 2) for at in ((0.2, 0.4), (0.4, 0.5)))
             expected = torch.tensor([mask, box, click, mask, box, 1.0, 1.0])
             assert torch.allclose(found[:, y, x], expected, atol=1e-5)
+
+
+def test_a_region_smaller_than_a_cell_is_as_visible_as_any() -> None:
+    """Else what washes out the surroundings would wash out small organs too, whose masks cover no cell."""
+    prompts = Prompts.empty(1, 3, 1, 16)
+    prompts.masks[0, 0, 4, 5:7], prompts.masks[0, 1, 2:4, 3] = torch.tensor([0.1, 0.05]), 1
+    prompts.mask_valid[0, :2] = True
+    found = visibility(prompts, 32, 32, 0.1)[0]
+    assert torch.allclose(found[0, 8:10, 10:14], torch.tensor([1.0, 1.0, 0.5, 0.5]).expand(2, 4))
+    assert found[0].sum() == 6
+    assert torch.equal(found[1:], shares(prompts, 32, 32, 0.1)[0, 1:])
