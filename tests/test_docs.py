@@ -136,14 +136,26 @@ def test_schema_recipe_and_task_references_are_complete() -> None:
     from medpclip.data.building.rules import GroupRule, SplitRule, TableRule, ValueRule
     from medpclip.data.readers import READERS
     from medpclip.data.schema import Region, Sample
-    from medpclip.evaluation.task import COMPARATORS, Bootstrap, ImageTask, RegionTask, Task
+    from medpclip.evaluation.suite import Suite
+    from medpclip.evaluation.task import (
+        COMPARATORS,
+        Bootstrap,
+        ImageTask,
+        ProbeTask,
+        Published,
+        RegionTask,
+        RetrievalTask,
+        RobustnessTask,
+        Task,
+    )
 
     def keys(*classes: Any) -> set[str]:
         return {field.name for cls in classes for field in dataclasses.fields(cls)}
 
     assert keys(Sample, Region) - {"key", "extra"} <= in_backticks("sample-schema.md")
     assert keys(Recipe, GroupRule, SplitRule, TableRule, ValueRule) | {*READERS} <= in_backticks("recipes.md")
-    assert keys(Task, ImageTask, RegionTask, Bootstrap) | {*COMPARATORS} <= in_backticks("task-files.md")
+    asked = keys(Task, ImageTask, RegionTask, RetrievalTask, ProbeTask, RobustnessTask, Published, Bootstrap, Suite)
+    assert asked | {*COMPARATORS} <= in_backticks("task-files.md")
 
 
 def test_marked_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Compare two results case by case. The interval is of B minus A, from resampling the groups for both "
         "alike. Exit status: 0 nothing is worse; 1 a figure is worse by more than the tolerance, with an interval that "
         "excludes 0, or B has it no more; 2 A and B were not measured alike, or can't be read. Of many figures that don't "
-        "truly differ, one in forty falls outside a 95%% interval on the bad side by chance: name the metrics that count "
+        "truly differ, one in forty falls outside a 95% interval on the bad side by chance: name the metrics that count "
         "with --metric.",
     )
     parser.add_argument("a", type=Path, metavar="A", help="the result that B is held against: an --out folder of eval")
