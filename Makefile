@@ -81,7 +81,7 @@ $(REAL)/export/export.json: $(REAL)/eval/table.txt
 	$(BIN)/medpclip export clip-vision $(REAL)/train --out $(REAL)/export
 
 test: $(INSTALLED) ## the tests; those on real images need MEDPCLIP_DATA=DIR
-	HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q --durations=10
+	HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=10
 
 test-slurm: $(INSTALLED) ## the job scripts under a real Slurm on this machine; installs one (Debian, as root)
 	MEDPCLIP_SLURM=1 tests/slurm/with_slurm $(BIN)/python -m pytest -q --durations=5 tests/slurm

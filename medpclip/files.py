@@ -6,15 +6,14 @@ import hashlib
 import io
 import json
 import os
-import secrets
 from pathlib import Path
 from typing import Any
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Write beside, flush to disk, rename: a reader sees the old file or the whole new one."""
-    # A name of its own: two processes that write the same file don't meet.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.unlink(missing_ok=True)  # a leftover would keep its own mode
     try:
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as stream:
             stream.write(data)

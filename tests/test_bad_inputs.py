@@ -405,7 +405,7 @@ ERRORS: dict[str, tuple[Callable[[Bench], list[str]], list[str]]] = {
     ),
     "evaluate a torn image": (
         lambda b: b.eval(data=b.shards_with("image", torn), split="train"),
-        ["train-000000.tar: key1: unreadable image", "rebuild the shard"],
+        ["train-000000.tar: key1: unreadable image", "run 'medpclip data check"],
     ),
     # Sources
     "no recipe": (lambda b: b.build(b.folder / "none.yaml"), ["none.yaml: no such file", "check the path"]),

@@ -97,6 +97,8 @@ def changes_table(changes: Sequence[Change], several: bool = False) -> Table:
 
 
 def _say(found: Comparison, args: argparse.Namespace) -> None:
+    from medpclip.evaluation.results.changes import ROUNDING
+
     for line in found.unlike:
         print(f"not alike: {line}")
     if found.unlike and not args.anyway:
@@ -104,7 +106,7 @@ def _say(found: Comparison, args: argparse.Namespace) -> None:
         return
     for line in found.notes:
         print(f"note: {line}")
-    moved = [change for change in found.changes if change.difference or change.regressed]
+    moved = [change for change in found.changes if abs(change.difference) > ROUNDING]
     if moved:
         print(changes_table(moved[:_SHOWN], len({change.task for change in found.changes}) > 1).text())
     if len(moved) > _SHOWN:

@@ -216,6 +216,7 @@ CHANGE = Change("t", "region", "s", "box", "prompted", "accuracy", 0.5, 0.49, -0
         ({"metric": "ece"}, 0.0, False, False),
         ({"metric": "ece", "difference": 0.01, "interval": [0.001, 0.02]}, 0.0, False, True),
         ({"difference": 0.01, "interval": [0.001, 0.02]}, 0.0, True, False),
+        ({"difference": -1e-8, "interval": [-2e-8, -1e-9]}, 0.0, True, False),  # rounding
         ({"section": "robustness", "prompt": "box of wrong region"}, 0.0, True, False),
         ({"section": "robustness", "prompt": "box missing"}, 0.0, False, True),
     ],

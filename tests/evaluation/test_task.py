@@ -66,7 +66,10 @@ def test_defaults_and_overrides(tmp_path):
         ({"probe": [{"label": "region", "methods": []}]}, ["methods or prompts is empty"]),
         ({"robustness": {"jitter": [1.5]}}, ["jitter"]),
         ({"robustness": {"jitter": [0.1, 0.1]}}, ["jitter", "named twice"]),
-        ({"image": [{"label": "modality", "templates": [t]} for t in ("{name}", "a {name}")]}, ["'modality'", "2 times"]),
+        (
+            {"image": [{"label": "modality", "templates": [t]} for t in ("{name}", "a {name}")]},
+            ["'modality'", "2 times"],
+        ),
         ({"retrieval": [{"kind": "region"}, {"kind": "region", "k": [3]}]}, ["retrieval of kind 'region'", "2 times"]),
         ({"probe": [{"label": "region"}, {"label": "region", "prompts": ["point"]}]}, ["probe of 'region'", "2 times"]),
         ({"probe": [{"label": "region", "methods": ["knn", "knn"]}]}, ["probe of 'region' (knn)", "2 times"]),

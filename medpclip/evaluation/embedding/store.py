@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -72,7 +73,10 @@ class Store:
         np.save(stream, records, allow_pickle=False)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, stream.getvalue())
+            # In a folder of its own first: processes that share the cache may write the same rows at once.
+            with tempfile.TemporaryDirectory(prefix=".part-", dir=path.parent) as folder:
+                write_atomically(Path(folder) / path.name, stream.getvalue())
+                (Path(folder) / path.name).replace(path)
         except OSError as error:
             raise MedpclipError(
                 f"{path.parent}: can't be written ({error.strerror}); make room, name another --cache, or --no-cache"

@@ -21,7 +21,7 @@ from medpclip.evaluation.results.rows import MEAN
 from medpclip.evaluation.task import WRONG_REGION, Bootstrap
 
 _RESULT, _PREDICTIONS = "result.json", "predictions.jsonl"
-_ROUNDING = 1e-6  # between a figure and the same figure from predictions.jsonl
+ROUNDING = 1e-6  # of a figure: by another batch size, or read back from predictions.jsonl
 
 
 @dataclass
@@ -79,9 +79,10 @@ class Change:
     def is_worse(self, tolerance: float, strict: bool) -> bool:
         """Whether B loses more than the tolerance (a share), by an interval that excludes 0 unless `strict`.
 
-        Never by the prompt of a wrong region: who follows prompts better names the class that is asked for less often.
+        Never by what rounding may be, nor by the prompt of a wrong region: who follows prompts better names the class
+        that is asked for less often.
         """
-        if self.gain >= -tolerance or self.prompt.endswith(WRONG_REGION):
+        if self.gain >= -max(tolerance, ROUNDING) or self.prompt.endswith(WRONG_REGION):
             return False
         return strict or (self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0))
 
@@ -272,7 +273,7 @@ def _read_answers(side: Measurement) -> None:
             continue
         given = side.answers.get(asked)
         value = None if given is None else value_of(metrics_of(given, bins)[metric], len(given))
-        if value is None or abs(value - row["value"]) > _ROUNDING:
+        if value is None or abs(value - row["value"]) > ROUNDING:
             raise MedpclipError(
                 f"{path}: doesn't give the {_RESULT} beside it ({_words('', asked, metric)}); evaluate again"
             )

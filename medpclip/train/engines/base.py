@@ -50,20 +50,19 @@ class Forward(nn.Module):
         windows = None
         if window_pixels is not None and window_rects is not None:
             windows = Windows(window_pixels, window_rects)
-        with _quick_attention(pixels.device):
-            out = self.model(pixels, Prompts(*prompts), text, keep, windows)
+        out = self.model(pixels, Prompts(*prompts), text, keep, windows)
         assert out.region is not None and out.text is not None
         return out.image, out.region, out.text, self.model.logit_parameters()
 
 
 @contextlib.contextmanager
-def _quick_attention(device: torch.device) -> Iterator[None]:
-    """On CPUs under autocast to bfloat16, attention by plain matrix products.
+def quick_attention(device: torch.device, precision: str) -> Iterator[None]:
+    """On CPUs in bfloat16, attention by plain matrix products; around forward and backward, which may repeat the forward.
 
     torch's fused kernel is slow there: its backward pass for 65 tokens takes three times as long as all of the plain way,
     in all a third of a small model's step.
     """
-    if device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+    if device.type != "cpu" or "bf16" not in precision:
         yield
         return
     before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()  # in spite of its name, the CPU's too

@@ -19,7 +19,7 @@ from medpclip.distributed import World
 from medpclip.errors import MedpclipError
 from medpclip.models import Prompts, RegionCLIP, Windows
 from medpclip.train.config import TrainConfig
-from medpclip.train.engines.base import Forward, Outputs, StepResult, windows_as
+from medpclip.train.engines.base import Forward, Outputs, StepResult, quick_attention, windows_as
 from medpclip.train.engines.deepspeed_settings import settings
 from medpclip.train.engines.local import check_same
 from medpclip.train.engines.masters import AVERAGE, MOMENTS, MastersAdamW, with_limits
@@ -60,6 +60,7 @@ class DeepSpeedEngine:
         # Where each trainable parameter is; DeepSpeed puts its masters in the same groups, in the same order.
         self.places = {id(p): (g, i) for g, group in enumerate(groups) for i, p in enumerate(group["params"])}
         self.optimizer = MastersAdamW(groups, config.optimizer, config.ema_decay)
+        self.precision = config.precision
         self.wrapped = _initialize(_InPrecision(Forward(model), config.precision, device), self)
         if config.engine.compile:
             self.wrapped.compile()
@@ -71,12 +72,14 @@ class DeepSpeedEngine:
     ) -> Outputs:
         wide = torch.promote_types(self.dtype, torch.float32)
         given = (*windows_as(windows, self.dtype, wide), *vars(prompts).values())
-        out = self.wrapped(pixels.to(self.dtype), text, keep, *given)
+        with quick_attention(self.device, self.precision):
+            out = self.wrapped(pixels.to(self.dtype), text, keep, *given)
         return tuple(tensor.to(wide) for tensor in out)
 
     def backward(self, loss: Tensor, last: bool) -> None:
         self.wrapped.set_gradient_accumulation_boundary(last)
-        self.wrapped.backward(loss, scale_wrt_gas=False)
+        with quick_attention(self.device, self.precision):
+            self.wrapped.backward(loss, scale_wrt_gas=False)
         self.backwards += 1
 
     def step(self, rate: float, skip: bool = False) -> StepResult:

@@ -15,7 +15,7 @@ from medpclip.distributed.exchange import total
 from medpclip.errors import MedpclipError
 from medpclip.models import Prompts, RegionCLIP, Windows
 from medpclip.train.config import TrainConfig
-from medpclip.train.engines.base import MAX_LOGIT_SCALE, Forward, Outputs, StepResult, windows_as
+from medpclip.train.engines.base import MAX_LOGIT_SCALE, Forward, Outputs, StepResult, quick_attention, windows_as
 from medpclip.train.engines.masters import MOMENTS
 from medpclip.train.optimizer import make_optimizer, set_learning_rate
 
@@ -62,7 +62,7 @@ class LocalEngine:
     ) -> Outputs:
         wide = torch.promote_types(self.dtype, torch.float32)
         given = (tensor.to(wide) if tensor.is_floating_point() else tensor for tensor in vars(prompts).values())
-        with self._autocast():
+        with self._autocast(), quick_attention(self.device, self.precision):
             out = self.module(pixels.to(self.dtype), text, keep, *windows_as(windows, self.dtype, wide), *given)
         return tuple(tensor.to(wide) for tensor in out)
 
@@ -72,7 +72,8 @@ class LocalEngine:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        loss.backward()
+        with quick_attention(self.device, self.precision):
+            loss.backward()
         if last and self.world.size > 1:
             self._average_gradients()
 

@@ -1,6 +1,7 @@
 """Embeddings are found again, whole and unchanged."""
 
 import hashlib
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,32 @@ def test_another_process_finds_them(tmp_path: Path) -> None:
     assert np.array_equal(second.row(key(2)), rows(2)[0])
     assert np.array_equal(Store(tmp_path / "cache").row(key(1)), rows(1)[0])
     assert not list((tmp_path / "cache").glob(".*"))
+
+
+def test_writers_of_the_same_rows_do_not_meet(tmp_path: Path) -> None:
+    keys, values, faults, done = [key(n) for n in range(3000)], rows(*range(3000)), list[object](), threading.Event()
+
+    def write() -> None:
+        try:
+            for _ in range(20):
+                Store(tmp_path / "cache").put(keys, values)
+        except OSError as error:
+            faults.append(error)
+
+    def read() -> None:
+        while not done.is_set():
+            for path in (tmp_path / "cache").glob("*.npy"):
+                if len(np.load(path, allow_pickle=False)) != len(keys):
+                    faults.append(path)
+
+    writers, reader = [threading.Thread(target=write) for _ in range(2)], threading.Thread(target=read)
+    for thread in (*writers, reader):
+        thread.start()
+    for thread in writers:
+        thread.join()
+    done.set()
+    reader.join()
+    assert not faults and len(list((tmp_path / "cache").iterdir())) == 1
 
 
 def test_a_file_that_is_none_and_a_folder_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:

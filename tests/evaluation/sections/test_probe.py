@@ -35,7 +35,7 @@ def blobs(n: int, classes: int, seed: int, noise: float = 0.6) -> Learned:
 def test_the_linear_probe_is_scikit_learn_s_on_standardised_features():
     train, test = blobs(80, 3, 0), blobs(30, 3, 1)
     mean, deviation = train.features.mean(0, dtype=np.float64), train.features.std(0, dtype=np.float64)
-    reference = LogisticRegression(C=DEFAULT_STRENGTH, class_weight="balanced", max_iter=2000)
+    reference = LogisticRegression(C=DEFAULT_STRENGTH, class_weight="balanced", max_iter=2000, tol=1e-8)
     reference.fit((train.features - mean) / deviation, train.true)
     found = linear_probe(train, None, test.features, 3)
     assert np.allclose(np.exp(found), reference.predict_proba((test.features - mean) / deviation), atol=1e-5)
@@ -118,6 +118,18 @@ def probe(*sources: Source, split: Any = "test", features: Any = None, **changes
 
 def right(scores, asked) -> float:
     return float((scores.values[asked].argmax(axis=1) == scores.true).mean())
+
+
+def test_the_linear_probe_is_fitted_to_the_end_so_that_rounding_moves_no_answer(monkeypatch):
+    monkeypatch.setattr("medpclip.evaluation.sections.probe.STRENGTHS", (1.0,))  # the slowest to fit
+    rng = np.random.default_rng(4)
+    true, low = np.arange(120) % 3, rng.normal(size=(20, 96))
+    rows = rng.normal(size=96) + 0.1 * (rng.normal(size=(120, 20)) + 0.5 * np.eye(3, 20)[true]) @ low
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    scaled = (rows - rows[:90].mean(0, dtype=np.float64)) / rows[:90].std(0, dtype=np.float64)
+    exact = LogisticRegression(C=1.0, class_weight="balanced", max_iter=20000, tol=1e-12).fit(scaled[:90], true[:90])
+    found = np.exp(linear_probe(Learned(rows[:90], true[:90]), Learned(rows[90:], true[90:]), rows, 3))
+    assert np.abs(found - exact.predict_proba(scaled)).max() < 2e-5
 
 
 def test_images_of_all_sources_together():

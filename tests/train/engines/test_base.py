@@ -1,70 +1,74 @@
-from __future__ import annotations
+"""Attention's kernel on CPUs in bfloat16."""
 
-from typing import Any
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from medpclip.models import FusionConfig, ModelConfig, Prompts, RegionCLIP
+from medpclip.data.loading.config import DataConfig
+from medpclip.distributed import World
+from medpclip.models import FusionConfig, ModelConfig, Prompts
 from medpclip.models.load import build_model
-from medpclip.train.engines import Forward
+from medpclip.train.config import EngineConfig, TrainConfig
+from medpclip.train.engines.local import LocalEngine
 
 
-@pytest.fixture(scope="module")
-def model() -> RegionCLIP:
+def make_engine(precision: str, checkpointing: bool = False) -> LocalEngine:
+    model_config = ModelConfig("medpclip-tiny-16", fusion=FusionConfig(prompt_dim=32))
     torch.manual_seed(0)
-    return build_model(ModelConfig("medpclip-tiny-16", fusion=FusionConfig(prompt_dim=32))).train()
+    config = TrainConfig(
+        out=Path("unused"),
+        data=DataConfig([Path("unused")]),
+        model=model_config,
+        engine=EngineConfig(activation_checkpointing=checkpointing),
+        precision=precision,  # type: ignore[arg-type]
+    )
+    return LocalEngine(build_model(model_config), config, World(), torch.device("cpu"))
 
 
-def inputs() -> tuple[Any, ...]:
+def gradient(engine: LocalEngine) -> Tensor:
+    """Of a sum of all outputs, of all parameters that have one."""
     generator = torch.Generator().manual_seed(1)
     prompts = Prompts.empty(2, 3, 1, 32)
     prompts.boxes[..., 2:] = torch.rand(2, 3, 2, generator=generator)
     prompts.box_valid[:] = True
     pixels = torch.randn(2, 3, 128, 128, generator=generator)
     text = torch.randint(1, 49000, (4, 48), generator=generator)
-    return pixels, text, None, None, None, *vars(prompts).values()
+    image, region, words, _ = engine.forward(pixels, text, None, prompts)
+    engine.backward(image[:, 0].sum() + region[..., 1].sum() + words[:, 2].sum(), last=True)
+    return torch.cat([p.grad.flatten() for p in engine.model.parameters() if p.grad is not None])
 
 
-def gradient(model: RegionCLIP, low: bool) -> Tensor:
-    """Of a sum of all outputs, in float32, of all parameters that have one."""
-    model.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16, enabled=low):
-        image, region, text, _ = Forward(model)(*inputs())
-    (image[:, 0].sum() + region[..., 1].sum() + text[:, 2].sum()).float().backward()
-    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+@pytest.fixture(scope="module")
+def exact() -> Tensor:
+    return gradient(make_engine("fp32"))
 
 
-def test_low_precision_gradients_are_those_of_float32_to_rounding(model: RegionCLIP) -> None:
-    exact, low = gradient(model, low=False), gradient(model, low=True)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_low_precision_gradients_are_those_of_float32_to_rounding(checkpointing: bool, exact: Tensor) -> None:
+    low = gradient(make_engine("bf16", checkpointing))
     assert torch.cosine_similarity(exact, low, dim=0) > 0.999
     assert low.norm() == pytest.approx(exact.norm().item(), rel=0.02)
 
 
-def test_the_kernel_is_chosen_for_the_forward_only(model: RegionCLIP) -> None:
-    seen: list[tuple[bool, bool]] = []
+def flags() -> tuple[bool, bool]:
+    return torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
 
-    def flags() -> tuple[bool, bool]:
-        return torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
 
-    def look(*args: object) -> None:
-        seen.append(flags())
-
-    handle = model.fusion.register_forward_pre_hook(look)
-    before = flags()
-    try:
-        gradient(model, low=True)
-        gradient(model, low=False)
-    finally:
-        handle.remove()
+def test_the_kernel_is_chosen_in_low_precision_and_put_back() -> None:
+    before, seen = flags(), []
+    for precision in ("bf16", "fp32"):
+        engine = make_engine(precision)
+        engine.model.fusion.register_forward_pre_hook(lambda *args: seen.append(flags()))
+        gradient(engine)
     assert seen == [(False, True), before] and flags() == before
 
 
-def test_flags_are_put_back_after_an_error(model: RegionCLIP) -> None:
-    before = torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
-    pixels, *rest = inputs()
-    with pytest.raises(RuntimeError), torch.autocast("cpu", torch.bfloat16):
-        Forward(model)(pixels[:, :2], *rest)
-    after = torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
-    assert after == before
+def test_it_is_put_back_after_an_error() -> None:
+    before, engine = flags(), make_engine("bf16")
+    with pytest.raises(RuntimeError):
+        engine.forward(
+            torch.zeros(1, 2, 128, 128), torch.ones(1, 48, dtype=torch.int64), None, Prompts.empty(1, 1, 1, 32)
+        )
+    assert flags() == before
