@@ -54,7 +54,7 @@ def count_flops(model: RegionCLIP, patches: int | None = None, backward: bool = 
     total = image.total if backward else image.forward
     if anchor:
         plain = _Cost()
-        _plain_pass(plain, model.trunk, kept, learns=False)
+        _plain_pass(plain, model.trunk, kept, learns=False, patches_read=True)  # as open_clip runs it
         total += plain.forward
     text = _text_tower(model)
     if backward:
@@ -101,7 +101,7 @@ def _image_tower(model: RegionCLIP, kept: int) -> tuple[_Cost, _Cost]:
     if isinstance(fusion, RegionTokens):
         _region_tokens(image, region, trunk, fusion, kept, learns, written)
         return image, region
-    _plain_pass(image, trunk, kept, learns)
+    _plain_pass(image, trunk, kept, learns, patches_read=isinstance(fusion, Pooled))
     if isinstance(fusion, ConditionedFusion):
         _conditioned(region, trunk, fusion, kept, learns, written)
     elif isinstance(fusion, Pooled):
@@ -119,10 +119,11 @@ def _image_tower(model: RegionCLIP, kept: int) -> tuple[_Cost, _Cost]:
     return image, region
 
 
-def _plain_pass(cost: _Cost, trunk: Trunk, kept: int, learns: bool) -> None:
-    """An image through all of the trunk; `learns`: whether its tokens need a gradient."""
+def _plain_pass(cost: _Cost, trunk: Trunk, kept: int, learns: bool, patches_read: bool = False) -> None:
+    """An image through all of the trunk; `learns`: whether its tokens need a gradient; `patches_read`: whether the last
+    block's patches are computed too."""
     cost.products(_patch_matrices(trunk), _patches(trunk), passes_back=False)
-    _blocks(cost, trunk, kept, learns)
+    _blocks(cost, trunk, kept, learns, first_alone=not patches_read)
     if trunk.pool is not None:
         keys, own = _pool_matrices(trunk)
         cost.products(keys, kept, learns)
@@ -216,11 +217,23 @@ def _attend(
     region.backward += 2 * flops * written
 
 
-def _blocks(cost: _Cost, trunk: Trunk, kept: int, learns: bool, start: int = 0, prefix: int | None = None) -> None:
+def _blocks(
+    cost: _Cost,
+    trunk: Trunk,
+    kept: int,
+    learns: bool,
+    start: int = 0,
+    prefix: int | None = None,
+    first_alone: bool = False,
+) -> None:
+    """All blocks from `start`; `first_alone`: the last one's output is asked for CLS alone, where there is one."""
     tokens = kept + (trunk.prefix if prefix is None else prefix)
-    for block in trunk.blocks[start:]:
-        cost.products(_matrices(block.module), tokens, learns)
-        cost.attention(tokens, tokens, trunk.width, learns, learns)
+    for number, block in enumerate(trunk.blocks[start:], start + 1):
+        entering, rest = _split(block.module)
+        read = 1 if first_alone and trunk.pool is None and number == len(trunk.blocks) else tokens
+        cost.products(entering, tokens, learns)
+        cost.products(rest, read, learns)
+        cost.attention(read, tokens, trunk.width, learns, learns)
 
 
 def _conditioned(
@@ -229,7 +242,7 @@ def _conditioned(
     """A pass of its own for each prompt, above the first block that sees it."""
     tokens = trunk.prefix + kept
     region.products(_matrices(fusion.encoder), 1, passes_back=_learns(fusion.encoder))
-    _blocks(region, trunk, kept, written, fusion.depths[0])
+    _blocks(region, trunk, kept, written, fusion.depths[0], first_alone=True)
     for number, block in enumerate(fusion.blocks):
         assert isinstance(block.attention, nn.MultiheadAttention) and isinstance(block.dense, nn.Linear)
         query = block.attention.q_proj_weight

@@ -82,28 +82,30 @@ class ConditionedFusion(Fusion):
         """Pixels (B, 3, H, W), R prompts each and the patches to keep (B, K), None for all -> image (B, D) and region
         embeddings (B, R, D), not normalised."""
         shared = self._shared(trunk, images, keep)
-        image = trunk.run(shared, self.depths[0], save=self.saves)
-        conditioned = self._conditioned(trunk, shared, prompts, keep)
-        region = trunk.pooled(conditioned).unflatten(0, (prompts.batch_size, prompts.regions))
-        return trunk.pooled(image), region
+        image = trunk.embeddings(shared, self.depths[0], self.saves)
+        written = self._written(trunk, shared, prompts, keep)
+        region = trunk.embeddings(written, self.depths[-1], self.saves)
+        return image, region.unflatten(0, (prompts.batch_size, prompts.regions))
 
     def patches(self, trunk: Trunk, images: Tensor, prompts: Prompts) -> Tensor:
         """Prompt-conditioned patch features (B, R, N, width) from the last block, not normalised."""
-        tokens = self._conditioned(trunk, self._shared(trunk, images), prompts)
+        written = self._written(trunk, self._shared(trunk, images), prompts)
+        tokens = trunk.run(written, self.depths[-1], save=self.saves)
         return tokens[:, trunk.prefix :].unflatten(0, (prompts.batch_size, prompts.regions))
 
     def _shared(self, trunk: Trunk, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """The part below the first fusion, which no prompt touches: once per image."""
         return trunk.run(trunk.embed(images, keep), 0, self.depths[0], self.saves)
 
-    def _conditioned(self, trunk: Trunk, shared: Tensor, prompts: Prompts, keep: Tensor | None = None) -> Tensor:
+    def _written(self, trunk: Trunk, shared: Tensor, prompts: Prompts, keep: Tensor | None = None) -> Tensor:
+        """What enters the block before which prompts are written in for the last time (B * R, 1 + N, width)."""
         sparse = self.encoder(prompts)
         # The pooled prompt is a token too, and always there, so that padding leaves softmax something to look at.
         tokens = torch.cat([sparse.pooled.unsqueeze(2), sparse.tokens], dim=2).flatten(0, 1)
         valid = F.pad(sparse.valid, (1, 0), value=True).flatten(0, 1)
         cover = self.coverage(prompts, keep).flatten(0, 1).transpose(1, 2).to(shared.dtype)
         x = shared.repeat_interleave(prompts.regions, dim=0)
-        for block, depth, following in zip(self.blocks, self.depths, [*self.depths[1:], None], strict=True):
+        for block, before, depth in zip(self.blocks, [self.depths[0], *self.depths], self.depths, strict=False):
+            x = trunk.run(x, before, depth, self.saves)
             x = saved_or_repeated(self.saves, block, x, tokens, valid, cover)
-            x = trunk.run(x, depth, following, self.saves)
         return x

@@ -30,7 +30,7 @@ class Fusion(nn.Module, ABC):
 
     def whole(self, trunk: Trunk, images: Tensor, keep: Tensor | None = None, added: Tensor | None = None) -> Tensor:
         """The trunk's plain pass: pixels (M, 3, S, S) -> embeddings (M, D), not normalised; see `Trunk.embed`."""
-        return trunk.pooled(trunk.run(trunk.embed(images, keep, added), save=self.saves))
+        return trunk.embeddings(trunk.embed(images, keep, added), save=self.saves)
 
     @abstractmethod
     def forward(

@@ -34,7 +34,7 @@ from medpclip.models.fusions.glimpse import Glimpse
 from medpclip.models.fusions.interface import Fusion
 from medpclip.models.prompt_encoder import CHANNELS, Coverage, PromptEncoder
 from medpclip.models.prompts import Prompts, Windows
-from medpclip.models.trunk.interface import Block, Pool, Trunk, saved_or_repeated
+from medpclip.models.trunk.interface import Block, Pool, Trunk, saved_or_repeated, split_heads
 
 
 class PromptedAttention(nn.Module):
@@ -134,11 +134,11 @@ class RegionBlock(PromptedAttention):
         """
         queries = 1 if last else count
         image, region = block.qkv(tokens).split([count, tokens.shape[1] - count], dim=1)
-        q, k, v = _heads(image, block.heads, 3)
-        region_q, own_k, own_v = _heads(region, block.heads, 3)
+        q, k, v = split_heads(image, block.heads, 3)
+        region_q, own_k, own_v = split_heads(region, block.heads, 3)
         seen = self.attend(region_q, k[:, :, 1:], v[:, :, 1:], cover, (own_k, own_v))
         if glimpse is not None:
-            glimpse_q, glimpse_k, glimpse_v = _heads(block.qkv(glimpse), block.heads, 3)
+            glimpse_q, glimpse_k, glimpse_v = split_heads(block.qkv(glimpse), block.heads, 3)
             if self.gate is not None:
                 seen = seen + self.look(region_q, glimpse_k, glimpse_v, glimpse_cover)
             if last_look:
@@ -166,14 +166,14 @@ class RegionPool(PromptedAttention):
         """Patches (B, N, width), what prompts add to the query (B, R, width), their coverage (B, R, channels, N), and the
         glimpses' patches (B * R, n, width) with theirs (B * R, 1, channels, n) -> pooled features (B, 1 + R, width), the
         image's first."""
-        k, v = _heads(pool.kv(patches), pool.heads, 2)
+        k, v = split_heads(pool.kv(patches), pool.heads, 2)
         latent = pool.query().to(start.dtype)
         queries = torch.cat([latent.expand(len(start), -1, -1), latent + start], dim=1)
-        (q,) = _heads(pool.q(queries), pool.heads, 1)
+        (q,) = split_heads(pool.q(queries), pool.heads, 1)
         image = F.scaled_dot_product_attention(q[:, :, :1], k, v)
         seen = self.attend(q[:, :, 1:], k, v, cover)
         if glimpse is not None:
-            glimpse_k, glimpse_v = _heads(pool.kv(glimpse), pool.heads, 2)
+            glimpse_k, glimpse_v = split_heads(pool.kv(glimpse), pool.heads, 2)
             seen = seen + self.look(q[:, :, 1:], glimpse_k, glimpse_v, glimpse_cover)
         return pool.out(torch.cat([image, seen.to(image.dtype)], dim=2).transpose(1, 2).flatten(2))
 
@@ -302,8 +302,3 @@ def _onward(block: Block, tokens: Tensor, mixed: Tensor) -> Tensor:
     """Tokens (B, n, width) and their heads' outputs (B, heads, n, width / heads) -> the tokens behind the block."""
     tokens = tokens + block.out(mixed.transpose(1, 2).flatten(2))
     return tokens + block.feed(tokens)
-
-
-def _heads(projected: Tensor, heads: int, parts: int) -> list[Tensor]:
-    """(B, tokens, parts * width), side by side -> `parts` tensors (B, heads, tokens, width / heads)."""
-    return [part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in projected.chunk(parts, dim=-1)]

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -36,6 +37,13 @@ class Block(ABC):
     @abstractmethod
     def feed(self, x: Tensor) -> Tensor:
         """What the MLP adds to tokens (..., width): norm, MLP and layer scale."""
+
+    def first(self, x: Tensor) -> Tensor:
+        """Tokens (M, tokens, width) -> what becomes of the first alone (M, width), which looks at all."""
+        q, k, v = split_heads(self.qkv(x), self.heads, 3)
+        seen = F.scaled_dot_product_attention(q[:, :, :1], k, v).transpose(1, 2).flatten(2)
+        token = x[:, :1] + self.out(seen)
+        return (token + self.feed(token))[:, 0]
 
 
 class Pool(ABC):
@@ -133,6 +141,16 @@ class Trunk(ABC):
             tokens = saved_or_repeated(save, block.module, tokens)
         return tokens
 
+    def embeddings(self, tokens: Tensor, start: int = 0, save: bool = True) -> Tensor:
+        """Tokens (M, tokens, width) before block `start` -> image embeddings (M, D), not normalised.
+
+        Behind the last block nobody reads the patches, so a tower with CLS works out nothing but CLS there.
+        """
+        if self.pool is not None:
+            return self.pooled(self.run(tokens, start, save=save))
+        tokens = self.run(tokens, start, len(self.blocks) - 1, save)
+        return self.head(saved_or_repeated(save, self.blocks[-1].first, tokens))
+
     def pooled(self, tokens: Tensor) -> Tensor:
         """Tokens (B, tokens, width) from the last block -> image embeddings (B, D), not normalised."""
         return self.head(tokens[:, 0])
@@ -140,6 +158,11 @@ class Trunk(ABC):
     def patches(self, tokens: Tensor) -> Tensor:
         """Tokens from the last block -> each patch on its own through the head (B, N, D), not normalised."""
         return self.head(tokens[:, self.prefix :])
+
+
+def split_heads(projected: Tensor, heads: int, parts: int) -> list[Tensor]:
+    """(B, tokens, parts * width), side by side -> `parts` tensors (B, heads, tokens, width / heads)."""
+    return [part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in projected.chunk(parts, dim=-1)]
 
 
 def keep_patches(tokens: Tensor, keep: Tensor | None, prefix: int) -> Tensor:
