@@ -25,7 +25,7 @@ from shards import ROOT, manifest_hashes, one_core, shard_folders
 from medpclip.config import load, read_yaml
 from medpclip.errors import MedpclipError
 from medpclip.files import dump_json, file_sha256, write_atomically
-from medpclip.models.load import WEIGHTS, find_checkpoint
+from medpclip.models.load import WEIGHTS, find_checkpoint, read_meta
 from medpclip.train.config import TrainConfig, public_config
 
 LAUNCH = ROOT / "launch" / "evidence.yaml"
@@ -178,6 +178,7 @@ def train(job: Job, out: Path, device: str) -> bool:
     checkpoint = find_checkpoint(job.folder / "run")
     facts: dict[str, float | str] = {**log_facts(job.folder / "run" / "log.jsonl")}
     facts |= {"key": key, "steps": job.steps, "weights_sha256": file_sha256(checkpoint / WEIGHTS)}
+    facts |= {"code": read_meta(checkpoint)["code"]}
     write_atomically(job.folder / TRAINED, dump_json(facts))
     shutil.rmtree(
         checkpoint / "engine", ignore_errors=True

@@ -143,6 +143,8 @@ _ABLATIONS = (
 IMAGE_ONLY = _tokens("image_only", "loss.region_weight=0")
 _ANCHORING = (
     IMAGE_ONLY,
+    # As many steps again of the same, so that what regions do isn't mixed with what more steps do.
+    replace(_tokens("then_images", "loss.region_weight=0"), after="image_only"),
     replace(_tokens("then_regions"), after="image_only"),
     replace(_tokens("then_regions_anchored", "loss.anchor_weight=0.5"), after="image_only"),
 )
@@ -183,7 +185,7 @@ TABLES = {
             equal_compute=True,
         ),
         Table("ablations", "Parts of region tokens", _ABLATIONS, against="region_tokens"),
-        Table("anchoring", "Anchoring to the image-only stage", _ANCHORING, layout="images", against="image_only"),
+        Table("anchoring", "Anchoring to the image-only stage", _ANCHORING, layout="images", against="then_images"),
         Table(
             "image_level",
             "Image level, beside the twin without regions",

@@ -247,7 +247,7 @@ def trained(
             out = Path(next(w for w in words if w.startswith("out=")).removeprefix("out=").strip('"'))
             checkpoint = out / "checkpoints" / "step-00000009"
             (checkpoint / "engine").mkdir(parents=True)
-            (checkpoint / "meta.json").write_text("{}")
+            (checkpoint / "meta.json").write_text('{"config": {"model": {}}, "code": "0"}')
             (checkpoint / "model.safetensors").write_text("weights")
             line = '{"kind": "train", "images_per_second": 64, "regions_per_second": 128, "texts": 5}\n'
             (out / "log.jsonl").write_text(line)

@@ -24,7 +24,8 @@ class Crop(Fusion):
 
     def __init__(self, image_size: int, context: float) -> None:
         super().__init__()
-        self.window = WindowSpec(image_size, context)
+        # Clicks have no extent; what they get grows alike.
+        self.window = WindowSpec(image_size, context, WindowSpec.click_side * context / WindowSpec.context)
 
     def forward(
         self,
@@ -54,7 +55,8 @@ class PromptedCrop(Fusion):
     def __init__(self, fusion: Fusion, image_size: int, context: float) -> None:
         super().__init__()
         self.fusion = fusion
-        self.window = WindowSpec(image_size, context)
+        # Clicks have no extent; what they get grows alike.
+        self.window = WindowSpec(image_size, context, WindowSpec.click_side * context / WindowSpec.context)
 
     def forward(
         self,

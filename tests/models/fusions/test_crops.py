@@ -37,7 +37,7 @@ def test_a_crop_is_encoded_like_an_image(micro_trunk: Path) -> None:
 
 def test_what_crops_ask_for(micro_trunk: Path) -> None:
     assert build(micro_trunk, kind="crop").fusion.window == WindowSpec(64, 1.25, 0.25)
-    assert build(micro_trunk, kind="context_crop").fusion.window == WindowSpec(64, 2.5, 0.25)
+    assert build(micro_trunk, kind="context_crop").fusion.window == WindowSpec(64, 2.5, 0.5)
 
 
 @torch.no_grad()
