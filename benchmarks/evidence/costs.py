@@ -21,11 +21,14 @@ class Cost:
     parameters: of the whole model.
     without_words: of them, those that aren't the table of word embeddings, which is two thirds of so small a model.
     flops: of a step, forward and backward, with so many images, regions and texts as is typical.
+    image, region: FLOPs of a forward of an image, and of each region prompt of it.
     """
 
     parameters: int
     without_words: int
     flops: float
+    image: float = 0.0
+    region: float = 0.0
 
 
 def count_costs(runs: Iterable[Run]) -> dict[str, Cost]:
@@ -48,4 +51,5 @@ def _count(overrides: tuple[str, ...]) -> Cost:
     anchor = any("anchor_weight" in text for text in overrides)
     regions = REGIONS if config.loss.region_weight else 0
     flops = count_flops(model, anchor=anchor).step(IMAGES, regions, TEXTS)
-    return Cost(parameters, parameters - words, flops)
+    forward = count_flops(model, backward=False)
+    return Cost(parameters, parameters - words, flops, forward.image, forward.region)

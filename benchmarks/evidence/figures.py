@@ -51,6 +51,19 @@ def named(metric: str) -> MetricOf:
     return lambda answers: metrics_of(answers, BINS).get(metric)
 
 
+ACCURACY = named("balanced_accuracy")
+
+
+def region(source: str, prompt: str, comparator: str = "prompted") -> Asked:
+    """The region question of a source."""
+    return Asked("region", source, prompt, comparator)
+
+
+def minus(one: Figure | None, other: Figure | None) -> Figure | None:
+    """Paired; None where either is."""
+    return None if one is None or other is None else one - other
+
+
 def recall_of(terms: Iterable[str]) -> MetricOf:
     """The mean recall of these classes among all candidates; None where no case is of them."""
     wanted = set(terms)
@@ -103,14 +116,17 @@ def over_sources(
     return mean_figure([part for part in parts if part is not None])
 
 
-def change(run: BySeed, sources: Iterable[str], changed: str, prompt: str, metric: MetricOf) -> Figure | None:
-    """Robustness: the mean over sources of `changed` minus `prompt`, on the cases that could be asked by both."""
+def paired(run: BySeed, pairs: Iterable[tuple[Asked, Asked]], metric: MetricOf) -> Figure | None:
+    """The mean over pairs of questions of the first minus the second, on the cases that could be asked both ways."""
     parts = []
-    for source in sources:
-        worse, plain = Asked("robustness", source, changed, "prompted"), Asked("region", source, prompt, "prompted")
-        both = {s: common(given[worse], given[plain]) for s, given in run.items() if worse in given and plain in given}
-        one = figure({s: {worse: pair[0]} for s, pair in both.items()}, worse, metric)
-        other = figure({s: {plain: pair[1]} for s, pair in both.items()}, plain, metric)
+    for pair in pairs:
+        both = {
+            seed: common(*(given[asked] for asked in pair)) for seed, given in run.items() if set(pair) <= set(given)
+        }
+        one, other = (
+            figure({seed: {asked: cases[i]} for seed, cases in both.items()}, asked, metric)
+            for i, asked in enumerate(pair)
+        )
         if one is not None and other is not None:
             parts.append(one - other)
     return mean_figure(parts)
@@ -122,7 +138,6 @@ def best(validation: Mapping[str, BySeed], names: Iterable[str], sources: Iterab
     scored = [
         (found.value, name)
         for name in names
-        if name in validation
-        and (found := over_sources(validation[name], chosen, prompt, named("balanced_accuracy"))) is not None
+        if name in validation and (found := over_sources(validation[name], chosen, prompt, ACCURACY)) is not None
     ]
     return max(scored)[1] if scored else None

@@ -30,7 +30,8 @@ from medpclip.train.config import TrainConfig, public_config
 
 LAUNCH = ROOT / "launch" / "evidence.yaml"
 BEGUN, TRAINED, MEASURED = "begun.json", "trained.json", "measured.json"
-SPLITS = ("val", "test")
+# Validation chooses among ways to point; the rest of the task has no part in that.
+_TO_CHOOSE = ("image=[]", "retrieval=[]", "comparators=[prompted]")
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,14 @@ class Runner:
         self._lock = threading.Lock()
         self._failed: list[str] = []
 
-    def do(self, jobs: Sequence[Job], task: Path, at_once: int) -> None:
+    def do(self, jobs: Sequence[Job], task: Path, splits: Sequence[str], at_once: int) -> None:
         """Train and measure.
+
+        Args:
+            jobs: in an order in which none starts from a later one.
+            task: by which they are measured.
+            splits: on which.
+            at_once: how many at a time.
 
         Raises:
             MedpclipError: some job failed; the others are done all the same.
@@ -110,7 +117,7 @@ class Runner:
             try:
                 if job.start is not None:
                     done[job.start].wait()  # begun before this one, so it does end
-                self._do(job, task)
+                self._do(job, task, splits)
             except (MedpclipError, OSError) as error:
                 with self._lock:
                     self._failed.append(f"{job.name}: {error}")
@@ -129,9 +136,9 @@ class Runner:
         training = 0.0 if (job.folder / TRAINED).is_file() else job.steps * self.costs[job.run.name].flops / self._rate
         return training + self._measuring
 
-    def _do(self, job: Job, task: Path) -> None:
+    def _do(self, job: Job, task: Path, splits: Sequence[str]) -> None:
         began, trained = time.monotonic(), train(job, self.out, self.device)
-        between, measured = time.monotonic(), [measure(job, task, split, self.out, self.device) for split in SPLITS]
+        between, measured = time.monotonic(), [measure(job, task, split, self.out, self.device) for split in splits]
         ended = time.monotonic()
         with self._lock:
             if trained:
@@ -214,7 +221,8 @@ def measure(job: Job, task: Path, split: str, out: Path, device: str) -> bool:
     folder = evaluation_folder(job, task, split)
     trained = _read(job.folder / TRAINED)
     assert trained is not None
-    asked = {"task": read_yaml(task), "changes": list(job.run.asked), "split": split}
+    changes = [*job.run.asked, *(_TO_CHOOSE if split == "val" else ())]
+    asked = {"task": read_yaml(task), "changes": changes, "split": split}
     key = _sha256(asked | {"weights": trained["weights_sha256"], "data": trained["key"]})
     stamp = _read(folder / MEASURED)
     if stamp and stamp["key"] == key:
@@ -225,7 +233,7 @@ def measure(job: Job, task: Path, split: str, out: Path, device: str) -> bool:
         "eval",
         str(task),
         f"split={split}",
-        *job.run.asked,
+        *changes,
         "--model",
         str(job.folder / "run"),
         "--out",

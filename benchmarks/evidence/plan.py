@@ -38,6 +38,8 @@ REGION_SOURCES = (*MIXED, "brain_mri_tumor")
 TASK = "eval/evidence.yaml"
 ROBUSTNESS = "eval/evidence-robustness.yaml"
 
+BEST = "best comparator"  # by validation, for each prompt kind
+
 Layout = Literal["regions", "images", "sources", "terms", "robustness"]
 
 
@@ -81,6 +83,11 @@ class Table:
     task: str = TASK
     equal_compute: bool = False
     terms: tuple[str, ...] = ()
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """On which its runs are measured: the validation split where something is chosen."""
+        return ("val", "test") if self.against == BEST else ("test",)
 
 
 # Widths of the prompt encoder at which all models have within 3 % as many parameters.
@@ -176,12 +183,12 @@ def way_of(run: Run) -> str:
 TABLES = {
     table.name: table
     for table in (
-        Table("main", "Ways to point, at equal steps", (*OURS, *COMPARATORS), against="best comparator"),
+        Table("main", "Ways to point, at equal steps", (*OURS, *COMPARATORS), against=BEST),
         Table(
             "compute",
             "Ways to point, at equal compute",
             (*OURS, *COMPARATORS),
-            against="best comparator",
+            against=BEST,
             equal_compute=True,
         ),
         Table("ablations", "Parts of region tokens", _ABLATIONS, against="region_tokens"),

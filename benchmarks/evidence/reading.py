@@ -10,25 +10,28 @@ from pathlib import Path
 from costs import Cost
 from figures import BySeed
 from jobs import TRAINED, Job, evaluation_folder
-from tables import Trained
+from trained import Trained
 
 from medpclip.evaluation.results.answers import Answers, Asked
 from medpclip.evaluation.results.predictions import read_predictions
 
 
-def trained_runs(jobs: Sequence[Job], costs: Mapping[str, Cost], task: Path) -> dict[str, Trained]:
+def trained_runs(
+    jobs: Sequence[Job], costs: Mapping[str, Cost], task: Path, splits: Sequence[str]
+) -> dict[str, Trained]:
     """Name -> what is known of the run, from the folders of its jobs."""
     out = {}
     for name in dict.fromkeys(job.run.name for job in jobs):
         own = [job for job in jobs if job.run.name == name]
         facts = {job.seed: json.loads((job.folder / TRAINED).read_bytes()) for job in own}
-        answers = {split: _answers(own, task, split) for split in ("val", "test")}
+        answers = {split: _answers(own, task, split) for split in splits}
         out[name] = Trained(
             own[0].steps,
             costs[name],
             statistics.median(fact["seconds_per_step"] for fact in facts.values()),
             {seed: fact["weights_sha256"] for seed, fact in facts.items()},
-            answers["val"],
+            {seed: fact["code"] for seed, fact in facts.items()},
+            answers.get("val", {}),
             answers["test"],
         )
     return out

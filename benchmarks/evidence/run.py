@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _make(args: argparse.Namespace) -> int:
     table, out = _table(args.table, args.only), args.out.resolve()
-    costs = count_costs(table.runs)
+    costs = count_costs(TABLES[table.name].runs)  # of all: --budget may name one that --only leaves out
     if args.budget not in costs and table.equal_compute:
         raise MedpclipError(f"--budget {args.budget}: no run of table {table.name}; there are {', '.join(costs)}")
     jobs = make_jobs(table, out, args.seeds, args.steps, costs, args.budget)
@@ -68,12 +68,12 @@ def _make(args: argparse.Namespace) -> int:
         build_shards(args.data and args.data.resolve(), out, seed)
     task = ROOT / table.task
     stop_with_children()
-    runner.do(jobs, task, args.jobs)
+    runner.do(jobs, task, table.splits, args.jobs)
     from reading import trained_runs
     from tables import Provenance, render, write_between_markers
 
     provenance = Provenance(_command(args), args.seeds, {seed: _manifests(out, seed) for seed in args.seeds})
-    text = render(table, trained_runs(jobs, costs, task), provenance)
+    text = render(table, trained_runs(jobs, costs, task, table.splits), provenance)
     (out / "tables").mkdir(exist_ok=True)
     (out / "tables" / f"{table.name}.md").write_text(text + "\n", encoding="utf-8")
     print(text)

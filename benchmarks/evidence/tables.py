@@ -6,35 +6,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from costs import Cost
-from figures import BySeed, Figure, best, change, figure, named, over_sources, recall_of
-from plan import COMPARATORS, MIXED, PROMPTS, REGION_SOURCES, Table, way_of
+from figures import ACCURACY, figure, minus, over_sources, paired, recall_of, region
+from notation import NONE, markdown, percent, points
+from plan import MIXED, PROMPTS, REGION_SOURCES, Table, way_of
+from region_tables import regions
+from trained import Trained
 
 from medpclip.errors import MedpclipError
 from medpclip.evaluation.results.answers import Asked
-
-ACCURACY = named("balanced_accuracy")
-NONE = "–"
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What is known of one run with all its seeds.
-
-    Attributes:
-        steps: of each seed's training.
-        cost: parameters and FLOPs.
-        seconds_per_step: median over the seeds.
-        hashes: seed -> SHA-256 of its weights.
-        val, test: its answers.
-    """
-
-    steps: int
-    cost: Cost
-    seconds_per_step: float
-    hashes: Mapping[int, str]
-    val: BySeed
-    test: BySeed
 
 
 @dataclass(frozen=True)
@@ -55,7 +34,7 @@ class Provenance:
 def render(table: Table, runs: Mapping[str, Trained], provenance: Provenance) -> str:
     """A table's Markdown: caption, figures, each seed's own, hashes."""
     layouts: dict[str, Callable[[Table, Mapping[str, Trained]], list[str]]] = {
-        "regions": _regions,
+        "regions": regions,
         "images": _images,
         "sources": _sources,
         "terms": _terms,
@@ -84,54 +63,6 @@ def write_between_markers(page: Path, name: str, text: str) -> None:
     page.write_text(f"{before}\n{text}\n{after}", encoding="utf-8")
 
 
-def _regions(table: Table, runs: Mapping[str, Trained]) -> list[str]:
-    """Balanced accuracy by prompt kind, costs, and differences to what the table compares with."""
-    others = {prompt: _against(table, runs, prompt) for prompt in PROMPTS}
-    scores = {(n, p): over_sources(run.test, MIXED, p, ACCURACY) for n, run in runs.items() for p in PROMPTS}
-    head = ["way", *PROMPTS, "steps", "GFLOP a step", "s a step", "million parameters", "without word table"]
-    rows = [
-        [
-            name,
-            *(_percent(scores[name, prompt]) for prompt in PROMPTS),
-            f"{run.steps}",
-            f"{run.cost.flops / 1e9:.0f}",
-            f"{run.seconds_per_step:.2f}",
-            f"{run.cost.parameters / 1e6:.2f}",
-            f"{run.cost.without_words / 1e6:.2f}",
-        ]
-        for name, run in runs.items()
-    ]
-    some = next(iter(runs.values())).test
-    shapes = {p: over_sources(some, MIXED, p, ACCURACY, comparator="box_geometry") for p in ("box", "mask")}
-    rows.append(["box_geometry", _percent(shapes["box"]), NONE, _percent(shapes["mask"]), *[NONE] * (len(head) - 4)])
-    out = [
-        "Balanced accuracy in percent, mean over the sources where several classes occur in an image, and over seeds; "
-        f"95 % intervals over groups. Chance is {_chance(runs)}. box_geometry sees sizes and places of boxes, and no pixels; "
-        "of clicks it would know more than a model is told.",
-        markdown(head, rows),
-    ]
-    if any(others.values()):
-        chosen = ", ".join(f"{prompt}: {other}" for prompt, other in others.items() if other)
-        why = ", chosen on validation" if table.against == "best comparator" else ""
-        differences = [
-            [
-                name,
-                *(
-                    NONE if name == others[p] else _points(_minus(scores[name, p], scores.get((others[p] or "", p))))
-                    for p in PROMPTS
-                ),
-            ]
-            for name in runs
-            if set(others.values()) != {name}
-        ]
-        out += [
-            f"Difference in points, paired, to the {table.against} ({chosen}{why}):",
-            markdown(["way", *PROMPTS], differences),
-        ]
-    out += ["By source (box, point, mask):", _by_source(runs), "Each seed's mean over sources:", _by_seed(scores, runs)]
-    return out
-
-
 def _images(table: Table, runs: Mapping[str, Trained]) -> list[str]:
     """The image embedding against the twin's, and images answered by the region embedding against the image's own."""
     asked = sorted({a for run in runs.values() for seed in run.test.values() for a in seed if a.section == "image"})
@@ -141,8 +72,8 @@ def _images(table: Table, runs: Mapping[str, Trained]) -> list[str]:
     for name in runs:
         row = [name]
         for a in own:
-            apart = NONE if name == table.against else _points(_minus(score[name, a], score.get((table.against, a))))
-            row += [_percent(score[name, a]), apart]
+            apart = NONE if name == table.against else points(minus(score[name, a], score.get((table.against, a))))
+            row += [percent(score[name, a]), apart]
         rows.append(row)
     out = [
         "Balanced accuracy of image-level questions in percent, by the image embedding, and its difference in points, "
@@ -153,11 +84,11 @@ def _images(table: Table, runs: Mapping[str, Trained]) -> list[str]:
     for name in runs:
         for a in own:
             others = [b for b in asked if b.name == a.name and b.comparator == "prompted"]
-            rows += [[name, a.name, b.prompt, _points(_minus(score[name, b], score[name, a]))] for b in others]
+            rows += [[name, a.name, b.prompt, points(minus(score[name, b], score[name, a]))] for b in others]
     if rows:
         caption = "The same questions answered by the region embedding of a box, minus the image embedding, in points:"
         out += [caption, markdown(["way", "label", "box", "difference"], rows)]
-    regions = [[n, *(_percent(over_sources(run.test, MIXED, p, ACCURACY)) for p in PROMPTS)] for n, run in runs.items()]
+    regions = [[n, *(percent(over_sources(run.test, MIXED, p, ACCURACY)) for p in PROMPTS)] for n, run in runs.items()]
     return [*out, "The region question, in percent:", markdown(["way", *PROMPTS], regions)]
 
 
@@ -172,9 +103,7 @@ def _sources(table: Table, runs: Mapping[str, Trained]) -> list[str]:
                 seen, unseen = (figure(runs[name].test, asked, ACCURACY) for name in (whole, run.name))
                 if seen is not None and unseen is not None:
                     alone = ", ".join(name for name in run.without if name != source) or NONE
-                    rows.append(
-                        [source, alone, prompt, whole, _percent(unseen), _percent(seen), _points(unseen - seen)]
-                    )
+                    rows.append([source, alone, prompt, whole, percent(unseen), percent(seen), points(unseen - seen)])
     rows.sort(key=lambda row: (row[0], row[1], PROMPTS.index(row[2])))
     head = ["source", "also left out", "prompt", "way", "unseen", "seen", "difference"]
     return [
@@ -187,24 +116,26 @@ def _sources(table: Table, runs: Mapping[str, Trained]) -> list[str]:
 
 def _terms(table: Table, runs: Mapping[str, Trained]) -> list[str]:
     """Recall of the terms left out of training, and of all others."""
-    recalled = recall_of(table.terms)
-    rows = []
-    for name, run in runs.items():
-        rows.append(
-            [
-                name,
-                *(_percent(over_sources(run.test, REGION_SOURCES, prompt, recalled)) for prompt in PROMPTS),
-                *(
-                    _percent(over_sources(run.test, REGION_SOURCES, prompt, _all_but(table.terms)))
-                    for prompt in PROMPTS
-                ),
-            ]
-        )
-    head = ["way", *(f"left-out terms, {p}" for p in PROMPTS), *(f"other terms, {p}" for p in PROMPTS)]
+    first = next(iter(runs))
+    asked = {"left-out terms": recall_of(table.terms), "other terms": _all_but(table.terms)}
+    columns = [(what, prompt) for what in asked for prompt in PROMPTS]
+    score = {
+        name: [over_sources(run.test, REGION_SOURCES, prompt, asked[what]) for what, prompt in columns]
+        for name, run in runs.items()
+    }
+    rows = [[name, *map(percent, scored)] for name, scored in score.items()]
+    apart = [
+        [name, *(points(minus(one, other)) for one, other in zip(scored, score[first], strict=True))]
+        for name, scored in score.items()
+        if name != first
+    ]
+    head = ["way", *(f"{what}, {prompt}" for what, prompt in columns)]
     return [
         f"Mean recall in percent of {', '.join(table.terms)}, which training saw no region of, among all classes of their "
         "source, and that of the other classes; the first row was trained with all.",
         markdown(head, rows),
+        f"Difference in points, paired, to {first}:",
+        markdown(head, apart),
     ]
 
 
@@ -214,13 +145,13 @@ def _robustness(table: Table, runs: Mapping[str, Trained]) -> list[str]:
         a.prompt for run in runs.values() for seed in run.test.values() for a in seed if a.section == "robustness"
     )
     tiny = [name for name in changes if name.endswith("of tiny regions")]
-    plain = [[p, *(_percent(over_sources(run.test, MIXED, p, ACCURACY)) for run in runs.values())] for p in PROMPTS]
+    plain = [[p, *(percent(over_sources(run.test, MIXED, p, ACCURACY)) for run in runs.values())] for p in PROMPTS]
     plain += [
-        [name, *(_percent(over_sources(run.test, MIXED, name, ACCURACY, "robustness")) for run in runs.values())]
+        [name, *(percent(over_sources(run.test, MIXED, name, ACCURACY, "robustness")) for run in runs.values())]
         for name in tiny
     ]
     rows = [
-        [name, *(_points(change(run.test, MIXED, name, name.split()[0], ACCURACY)) for run in runs.values())]
+        [name, *(points(paired(run.test, _worse(name), ACCURACY)) for run in runs.values())]
         for name in changes
         if name not in tiny
     ]
@@ -232,12 +163,9 @@ def _robustness(table: Table, runs: Mapping[str, Trained]) -> list[str]:
     ]
 
 
-def _against(table: Table, runs: Mapping[str, Trained], prompt: str) -> str | None:
-    """The run that a table compares with by this prompt kind."""
-    if table.against == "best comparator":
-        names = [run.name for run in COMPARATORS if run.name in runs]
-        return best({name: run.val for name, run in runs.items()}, names, MIXED, prompt)
-    return table.against if table.against in runs else None
+def _worse(name: str) -> list[tuple[Asked, Asked]]:
+    """Each source's question with a worse prompt, and as it is."""
+    return [(Asked("robustness", source, name, "prompted"), region(source, name.split()[0])) for source in MIXED]
 
 
 def _all_but(terms: Iterable[str]) -> Callable:
@@ -249,78 +177,12 @@ def _all_but(terms: Iterable[str]) -> Callable:
     return metric
 
 
-def _by_source(runs: Mapping[str, Trained]) -> str:
-    rows = []
-    for name, run in runs.items():
-        row = [name]
-        for source in REGION_SOURCES:
-            cells = [figure(run.test, Asked("region", source, prompt, "prompted"), ACCURACY) for prompt in PROMPTS]
-            row.append(", ".join(NONE if cell is None else f"{100 * cell.value:.1f}" for cell in cells))
-        rows.append(row)
-    boxes = ["box_geometry"]
-    some = next(iter(runs.values())).test
-    for source in REGION_SOURCES:
-        cells = [figure(some, Asked("region", source, prompt, "box_geometry"), ACCURACY) for prompt in PROMPTS]
-        boxes.append(", ".join(NONE if cell is None else f"{100 * cell.value:.1f}" for cell in cells))
-    return markdown(["way", *REGION_SOURCES], [*rows, boxes])
-
-
-def _by_seed(scores: Mapping[tuple[str, str], Figure | None], runs: Mapping[str, Trained]) -> str:
-    seeds = sorted({seed for scored in scores.values() if scored for seed in scored.by_seed})
-    rows = []
-    for name in runs:
-        row = [name]
-        for seed in seeds:
-            cells = [scored.by_seed.get(seed) if (scored := scores[name, prompt]) else None for prompt in PROMPTS]
-            row.append(", ".join(NONE if cell is None else f"{100 * cell:.1f}" for cell in cells))
-        rows.append(row)
-    return markdown(["way", *(f"seed {seed}" for seed in seeds)], rows)
-
-
-def _chance(runs: Mapping[str, Trained]) -> str:
-    """1 / classes, mean over the sources, by prompt kind."""
-    some = next(iter(runs.values())).test
-    out = []
-    for prompt in PROMPTS:
-        shares = []
-        for source in MIXED:
-            sizes = [
-                len(a.classes)  # type: ignore[attr-defined]
-                for answers in some.values()
-                if (a := answers.get(Asked("region", source, prompt, "prompted"))) is not None and len(a)
-            ]
-            if sizes:
-                shares.append(len(sizes) / sum(sizes))
-        if shares:
-            out.append(f"{100 * sum(shares) / len(shares):.1f} by {prompt}")
-    return ", ".join(out)
-
-
 def _hashes(runs: Mapping[str, Trained], provenance: Provenance) -> str:
     rows = [[name, *(run.hashes[seed][:12] for seed in provenance.seeds)] for name, run in runs.items()]
     rows.append(["shards' manifests", *(provenance.manifests[seed][:12] for seed in provenance.seeds)])
+    for code in sorted({run.code[seed] for run in runs.values() for seed in provenance.seeds}):
+        by = [{name for name, run in runs.items() if run.code[seed] == code} for seed in provenance.seeds]
+        told = ["all" if len(names) == len(runs) else ", ".join(sorted(names)) or NONE for names in by]
+        rows.append([f"code {code[:12]}", *told])
     head = ["SHA-256 of", *(f"seed {seed}" for seed in provenance.seeds)]
     return f"<details><summary>Hashes</summary>\n\n{markdown(head, rows)}\n\n</details>"
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; all columns but the first are aligned to the right."""
-    lines = [list(head), ["---", *["---:"] * (len(head) - 1)], *map(list, rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _percent(scored: Figure | None) -> str:
-    return NONE if scored is None else f"{100 * scored.value:.1f}{_range(scored)}"
-
-
-def _points(apart: Figure | None) -> str:
-    return NONE if apart is None else f"{100 * apart.value:+.1f}{_range(apart, '+')}"
-
-
-def _range(scored: Figure, sign: str = "") -> str:
-    interval = scored.interval
-    return "" if interval is None else f" [{100 * interval[0]:{sign}.1f}, {100 * interval[1]:{sign}.1f}]"
-
-
-def _minus(one: Figure | None, other: Figure | None) -> Figure | None:
-    return None if one is None or other is None else one - other

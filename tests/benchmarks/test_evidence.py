@@ -20,7 +20,9 @@ from medpclip.train.config import TrainConfig
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks" / "evidence"
-MODULES = ("shards", "plan", "costs", "jobs", "figures", "tables", "reading", "run")
+MODULES = (
+    *("shards", "plan", "costs", "jobs", "figures", "trained", "notation", "region_tables", "tables", "reading", "run"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +157,18 @@ def test_differences_are_paired(evidence: dict[str, ModuleType]) -> None:
     assert (better - one).interval[0] > 0
 
 
+def test_clicks_are_compared_on_regions_that_have_both(evidence: dict[str, ModuleType]) -> None:
+    figures = evidence["figures"]
+    point, mask = (figures.region("a", prompt) for prompt in ("point", "mask"))
+    clicked = answers("a", ["x", "y"], [0, 0, 1, 1], [0, 0, 1, 0], ["g", "h", "i", "j"])
+    masked = clicked.take([1, 2, 3])  # the first region has no mask
+    masked.predicted = np.array([1, 1, 1])
+    given = {0: {point: clicked, mask: masked}, 1: {point: clicked}}
+    apart = figures.paired(given, [(point, mask), (mask, figures.region("b", "mask"))], figures.ACCURACY)
+    assert apart.value == pytest.approx((1 + 0.5) / 2 - (0 + 1) / 2) and list(apart.by_seed) == [0]
+    assert figures.paired({1: given[1]}, [(point, mask)], figures.ACCURACY) is None
+
+
 def test_recall_of_some_terms_keeps_all_candidates(evidence: dict[str, ModuleType]) -> None:
     figures = evidence["figures"]
     given = answers("a", ["x", "y", "z"], [0, 0, 1, 1, 2], [0, 2, 1, 0, 2], ["1", "2", "3", "4", "5"])
@@ -173,7 +187,7 @@ def test_the_best_comparator_is_chosen_by_validation(evidence: dict[str, ModuleT
 
 
 def test_tables_are_made_of_any_layout(evidence: dict[str, ModuleType]) -> None:
-    plan, tables, costs = evidence["plan"], evidence["tables"], evidence["costs"]
+    plan, tables, costs, trained = (evidence[name] for name in ("plan", "tables", "costs", "trained"))
     rng = np.random.default_rng(2)
     for table in plan.TABLES.values():
         runs = {}
@@ -187,11 +201,12 @@ def test_tables_are_made_of_any_layout(evidence: dict[str, ModuleType]) -> None:
                 ):
                     some = given[Asked("region", "btcv_ct", "box", "prompted")]
                     given[Asked(section, name, prompt, comparator)] = some
-            hashes = {0: "a" * 64, 1: "b" * 64}
-            runs[run.name] = tables.Trained(9, costs.Cost(10, 5, 1e9), 0.5, hashes, by_seed, by_seed)
+            hashes, code = {0: "a" * 64, 1: "b" * 64}, {0: "e" * 64, 1: "f" * 64}
+            runs[run.name] = trained.Trained(9, costs.Cost(10, 5, 1e9), 0.5, hashes, code, by_seed, by_seed)
         text = tables.render(table, runs, tables.Provenance("the command", [0, 1], {0: "c" * 64, 1: "d" * 64}))
         assert "the command" in text and "aaaaaaaaaaaa" in text and "nan" not in text
         rows = [line for line in text.splitlines() if line.startswith("|")]
+        assert "| code eeeeeeeeeeee | all | – |" in rows
         assert any(plan.way_of(run) in row for run in table.runs for row in rows)
     alike = {run.name: runs["region_tokens"] for run in plan.TABLES["main"].runs}
     provenance = tables.Provenance("c", [0, 1], {0: "c" * 64, 1: "d" * 64})
@@ -203,20 +218,20 @@ def test_tables_are_made_of_any_layout(evidence: dict[str, ModuleType]) -> None:
 def test_a_best_comparator_is_compared_by_the_prompts_that_another_is_best_by(
     evidence: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, tables, costs = evidence["plan"], evidence["tables"], evidence["costs"]
+    plan, tables, costs, trained = (evidence[name] for name in ("plan", "tables", "costs", "trained"))
     table, runs = plan.TABLES["main"], {}
     for run in table.runs:
         by_seed = {0: random_run(np.random.default_rng(0), dict.fromkeys(plan.MIXED, 3), 0.8)}
-        runs[run.name] = tables.Trained(9, costs.Cost(10, 5, 1e9), 0.5, {0: "a" * 64}, by_seed, by_seed)
+        runs[run.name] = trained.Trained(9, costs.Cost(10, 5, 1e9), 0.5, {0: "a" * 64}, {0: "e" * 64}, by_seed, by_seed)
     best = {"box": "crop", "point": "crop", "mask": "blurred"}
-    monkeypatch.setattr(tables, "_against", lambda table, runs, prompt: best[prompt])
+    monkeypatch.setattr(evidence["region_tables"], "_against", lambda table, runs, prompt: best[prompt])
     text = tables.render(table, runs, tables.Provenance("c", [0], {0: "c" * 64}))
-    rows = text.split("Difference in points")[1].split("By source")[0].splitlines()
+    rows = text.split("Difference in points")[1].split("By one click")[0].splitlines()
     same = "+0.0 [+0.0, +0.0]"
     assert f"| crop | – | – | {same} |" in rows and f"| blurred | {same} | {same} | – |" in rows
     best["mask"] = "crop"
     text = tables.render(table, runs, tables.Provenance("c", [0], {0: "c" * 64}))
-    assert "| crop |" not in text.split("Difference in points")[1].split("By source")[0]
+    assert "| crop |" not in text.split("Difference in points")[1].split("By one click")[0]
 
 
 def test_markers(evidence: dict[str, ModuleType], tmp_path: Path) -> None:
@@ -265,7 +280,7 @@ def test_what_is_done_is_not_done_again(
     counted = {run.name: costs.Cost(1, 1, 1e9) for run in table.runs}
     made = jobs.make_jobs(table, tmp_path, [0], 9, counted)
     for _ in range(2):
-        jobs.Runner(tmp_path, "cpu", counted).do(made, ROOT / plan.TASK, 2)
+        jobs.Runner(tmp_path, "cpu", counted).do(made, ROOT / plan.TASK, ("val", "test"), 2)
     assert [words[0] for words in trained].count("train") == 2
     assert [words[0] for words in trained].count("eval") == 4  # val and test of either
     second = next(words for words in trained if "model.pretrained=" in " ".join(words))

@@ -1,0 +1,31 @@
+"""What is known of a run that is trained and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from costs import Cost
+from figures import BySeed
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One run with all its seeds.
+
+    Attributes:
+        steps: of each seed's training.
+        cost: parameters and FLOPs.
+        seconds_per_step: median over the seeds.
+        hashes: seed -> SHA-256 of its weights.
+        code: seed -> SHA-256 of the package's code that trained it.
+        val, test: its answers; val is empty where nothing is chosen.
+    """
+
+    steps: int
+    cost: Cost
+    seconds_per_step: float
+    hashes: Mapping[int, str]
+    code: Mapping[int, str]
+    val: BySeed
+    test: BySeed
