@@ -40,7 +40,7 @@ ROBUSTNESS = "eval/evidence-robustness.yaml"
 
 BEST = "best comparator"  # by validation, for each prompt kind
 
-Layout = Literal["regions", "images", "sources", "terms", "robustness"]
+Layout = Literal["regions", "validation", "images", "sources", "terms", "robustness"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,8 @@ class Table:
     @property
     def splits(self) -> tuple[str, ...]:
         """On which its runs are measured: the validation split where something is chosen."""
+        if self.layout == "validation":
+            return ("val",)
         return ("val", "test") if self.against == BEST else ("test",)
 
 
@@ -156,6 +158,13 @@ _ANCHORING = (
     replace(_tokens("then_regions_anchored", "loss.anchor_weight=0.5"), after="image_only"),
 )
 
+RATES = (3.0e-4, 1.2e-3)  # beside that of launch/evidence.yaml
+
+
+def _at_rate(run: Run, rate: float) -> Run:
+    return replace(run, name=f"{run.name}-lr{rate:g}", overrides=(*run.overrides, f"optimizer.lr={rate}"))
+
+
 # Each is trained without, and tested on. Both lung sources show patients of one collection; groups keep them apart.
 UNSEEN = (
     ("cxr_lungboxes",),
@@ -190,6 +199,12 @@ TABLES = {
             (*OURS, *COMPARATORS),
             against=BEST,
             equal_compute=True,
+        ),
+        Table(
+            "rates",
+            "Half and twice the learning rate, on validation",
+            tuple(way for run in FINALISTS for way in (run, *(_at_rate(run, rate) for rate in RATES))),
+            layout="validation",
         ),
         Table("ablations", "Parts of region tokens", _ABLATIONS, against="region_tokens"),
         Table("anchoring", "Anchoring to the image-only stage", _ANCHORING, layout="images", against="then_images"),

@@ -41,6 +41,16 @@ def regions(table: Table, runs: Mapping[str, Trained]) -> list[str]:
     return [*out, *(f"<details><summary>{name}</summary>\n\n{text}\n\n</details>" for name, text in details.items())]
 
 
+def validation(table: Table, runs: Mapping[str, Trained]) -> list[str]:
+    """The headline on the validation split, by which something is chosen."""
+    return ["Balanced accuracy in percent by box, point and mask, on the validation split:", _validation(runs)]
+
+
+def _validation(runs: Mapping[str, Trained]) -> str:
+    scores = {(n, p): over_sources(run.val, MIXED, p, ACCURACY) for n, run in runs.items() for p in PROMPTS}
+    return _by_seed(scores, runs, mean=True)
+
+
 def _headline(scores: Scores, runs: Mapping[str, Trained]) -> str:
     rows = [[name, *(percent(scores[name, prompt]) for prompt in PROMPTS)] for name in runs]
     some = next(iter(runs.values())).test

@@ -9,7 +9,7 @@ from pathlib import Path
 from figures import ACCURACY, figure, minus, over_sources, paired, recall_of, region
 from notation import NONE, markdown, percent, points
 from plan import MIXED, PROMPTS, REGION_SOURCES, Table, way_of
-from region_tables import regions
+from region_tables import regions, validation
 from trained import Trained
 
 from medpclip.errors import MedpclipError
@@ -35,6 +35,7 @@ def render(table: Table, runs: Mapping[str, Trained], provenance: Provenance) ->
     """A table's Markdown: caption, figures, each seed's own, hashes."""
     layouts: dict[str, Callable[[Table, Mapping[str, Trained]], list[str]]] = {
         "regions": regions,
+        "validation": validation,
         "images": _images,
         "sources": _sources,
         "terms": _terms,

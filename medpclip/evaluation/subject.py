@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -36,6 +36,7 @@ from medpclip.models.preprocess import Preprocess
 from medpclip.models.pretrained.hugging_face import normalisation
 from medpclip.models.pretrained.source import Colour, Pretrained, colour, read_object
 from medpclip.models.region_clip import ModelConfig, RegionCLIP
+from medpclip.models.tokenizer import tokenizer_hashes
 
 TOWER = "clip_vision_model"  # `model_type` of an exported tower's config.json
 _VERSIONS = ("medpclip", "torch", "open_clip_torch", "timm", "transformers", "numpy", "pillow", "simplejpeg")
@@ -54,6 +55,7 @@ class Subject:
         tower: the module that computes.
         encode_image: pixels (B, 3, S, S) -> (B, width), L2-normalised.
         width: D.
+        architecture: by what it is built, beside the fusion.
         prompted: whether it was trained with prompts by us, so that it can be asked about regions itself.
         checkpoint: its folder, where it comes from one.
     """
@@ -65,12 +67,18 @@ class Subject:
     encode_image: Callable[[Tensor], Tensor]
     width: int
     prompted: bool
+    architecture: Mapping[str, Any] | None
     checkpoint: Path | None = None
+
+    def __post_init__(self) -> None:
+        digest = hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()
+        self.facts = replace(self.facts, settings_sha256=digest)
 
     @classmethod
     def of_model(cls, model: RegionCLIP, facts: ModelFacts, prompted: bool, checkpoint: Path | None = None) -> Subject:
         """A RegionCLIP on its device."""
-        return cls(facts, model.preprocess, model, model, model.encode_image, model.output_dim, prompted, checkpoint)
+        encode, architecture = model.encode_image, model.architecture
+        return cls(facts, model.preprocess, model, model, encode, model.output_dim, prompted, architecture, checkpoint)
 
     @property
     def device(self) -> torch.device:
@@ -83,13 +91,21 @@ class Subject:
             return 1.0, 1.0
         return math.exp(self.model.clip.logit_scale.item()), math.exp(self.model.region_logit_scale.item())
 
+    def settings(self) -> dict[str, Any]:
+        """What decides embeddings beside the weights: architecture, preprocessing, fusion and tokenizer."""
+        model = self.model
+        return {
+            "architecture": self.architecture,
+            "preprocess": asdict(self.preprocess),
+            "fusion": None if model is None else asdict(model.config.fusion),
+            "tokenizer": None if model is None else tokenizer_hashes(model.tokenizer),
+        }
+
     def identity(self) -> str:
         """All that its embeddings of an image, a region or a text depend on: weights, settings, and who computes."""
-        model = self.model
-        settings = None if model is None else [model.architecture, asdict(model.config.fusion)]
         versions = {name: _version(name) for name in _VERSIONS}
         made_by = [versions, code_sha256(*_CODE)]
-        return json.dumps([self.facts.weights_sha256, asdict(self.preprocess), settings, made_by], sort_keys=True)
+        return json.dumps([self.facts.weights_sha256, self.settings(), made_by], sort_keys=True)
 
     def cache_name(self) -> str:
         """What a folder of its embeddings is called."""
@@ -215,7 +231,10 @@ def _tower(folder: Path, device: torch.device | str) -> Subject:
     preprocess = Preprocess(int(vision.config.image_size), mean, std)
     tower = _Tower(vision).eval().to(device)
     facts = ModelFacts(folder.resolve().name, weights_sha256(None, vision.state_dict()), None)
-    return Subject(facts, preprocess, None, tower, tower, int(vision.config.hidden_size), False)
+    # Not where it lay, nor by which version of transformers it was written.
+    told = json.loads(vision.config.to_json_string()).items()
+    architecture = {key: value for key, value in told if not key.startswith("_") and key != "transformers_version"}
+    return Subject(facts, preprocess, None, tower, tower, int(vision.config.hidden_size), False, architecture)
 
 
 def _tower_colours(folder: Path) -> tuple[Colour, Colour]:

@@ -105,9 +105,11 @@ def read_finished(folder: Path, same: dict[str, Any]) -> dict[str, Any] | None:
 def stamp(result: dict[str, Any]) -> dict[str, Any]:
     """What decides a result's figures."""
     model = result.get("model")
-    weights = model.get("weights_sha256") if isinstance(model, dict) else None
+    hashes = ("weights_sha256", "settings_sha256")
     keys = ("format", "task", "data", "lexicon_sha256", "code_sha256", "versions")
-    return {key: result.get(key) for key in keys} | {"weights_sha256": weights}
+    return {key: result.get(key) for key in keys} | {
+        key: model.get(key) if isinstance(model, dict) else None for key in hashes
+    }
 
 
 def suite_summary(name: str, out: Path, folders: Sequence[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -108,6 +109,12 @@ def save_tokenizer(tokenizer: Tokenizer, checkpoint: Path) -> None:
     """
     if isinstance(tokenizer, FolderTokenizer):
         tokenizer.save(checkpoint / FOLDER)
+
+
+def tokenizer_hashes(tokenizer: Tokenizer) -> dict[str, str]:
+    """File -> SHA-256 of what a tokenizer is made of; empty for CLIP's own, which comes with open_clip."""
+    files = tokenizer.files if isinstance(tokenizer, FolderTokenizer) else {}
+    return {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
 
 
 def _hugging_face(name: str, text: Mapping[str, Any]) -> HFTokenizer:

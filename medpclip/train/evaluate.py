@@ -120,7 +120,7 @@ class Evaluator:
                 subject = Subject.of_model(self._copy.to(self.device), facts, prompted=True)
                 for asked in self.tasks:
                     measured = run_task(_features(subject, asked.task, alive), asked.task, asked.corpus)
-                    result = build_result(asked.task, facts, asked.corpus, measured)
+                    result = build_result(asked.task, subject.facts, asked.corpus, measured)
                     self._write(result, measured, step, asked.name)
                     figures |= {f"{asked.name}/{name}": value for name, value in flat(result).items()}
             finally:

@@ -15,7 +15,7 @@ from medpclip.errors import MedpclipError
 from medpclip.evaluation.embedding.embedders import make_embedders
 from medpclip.evaluation.embedding.features import Features
 from medpclip.evaluation.results.result import weights_sha256
-from medpclip.evaluation.subject import evaluating, load_subject
+from medpclip.evaluation.subject import Subject, evaluating, load_subject
 from medpclip.export.clip_vision import export_clip_vision
 from medpclip.files import file_sha256
 from medpclip.models.load import META, WEIGHTS, build_model
@@ -54,6 +54,24 @@ def test_a_run_is_prompted_and_named_by_its_folders(micro_trunk: Path, tmp_path:
     assert subject.identity() == load_subject(str(checkpoint)).identity() and "secret" not in subject.identity()
     with pytest.raises(MedpclipError, match="no moving average"):
         load_subject(str(checkpoint), ema=True)
+
+
+def test_settings_that_change_embeddings_of_the_same_weights_have_another_identity(
+    micro_trunk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path / "run", build(micro_trunk))
+    before = load_subject(str(tmp_path / "run"))
+    name = before.cache_name()
+    again = load_subject(str(tmp_path / "run"))
+    assert again.facts.settings_sha256 == before.facts.settings_sha256
+    assert again.model is not None
+    again.model.config.fusion.glimpse_context *= 2
+    other = Subject.of_model(again.model, before.facts, True)
+    assert other.facts.settings_sha256 != before.facts.settings_sha256 and other.cache_name() != name
+    assert other.facts.weights_sha256 == before.facts.weights_sha256
+    hashes = {"vocab.txt": "0" * 64}
+    monkeypatch.setattr("medpclip.evaluation.subject.tokenizer_hashes", lambda tokenizer: hashes)
+    assert load_subject(str(tmp_path / "run")).cache_name() != name
 
 
 def test_a_clip_of_others_is_not_prompted(micro_trunk: Path, tmp_path: Path) -> None:
@@ -106,6 +124,10 @@ def test_an_exported_tower_embeds_images_alone(micro_trunk: Path, tmp_path: Path
     subject = load_subject(str(tmp_path / "tower"))
     assert subject.facts.name == "tower" and subject.model is None and subject.width == 32
     assert subject.preprocess == model.preprocess and len(subject.facts.weights_sha256) == 64
+    assert str(tmp_path) not in subject.identity()
+    config = json.loads((tmp_path / "tower" / "config.json").read_text())
+    (tmp_path / "tower" / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 0.1}))
+    assert load_subject(str(tmp_path / "tower")).cache_name() != subject.cache_name()  # of the same weights
     image = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         found = subject.encode_image(image)

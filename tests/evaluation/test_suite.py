@@ -71,6 +71,7 @@ def test_a_result_holds_for_the_same_task_weights_data_and_code_only(tmp_path: P
         ("code_sha256", "d"),
         ("versions", {"torch": "3"}),
         ("model", {"name": "anything", "weights_sha256": "c"}),
+        ("model", result["model"] | {"settings_sha256": "e"}),  # another fusion of the same weights
     ):
         assert read_finished(tmp_path, stamp(result | {key: other})) is None
     assert read_finished(tmp_path / "nowhere", stamp(result)) is None

@@ -40,12 +40,14 @@ class ModelFacts:
         weights_sha256: of the weights file; of the tensors, where the weights are random and lie in no file.
         step: of training; None for weights that were not trained here.
         trained_on: None where the checkpoint doesn't say, and for an architecture.
+        settings_sha256: of what decides embeddings beside the weights (`Subject.settings`).
     """
 
     name: str
     weights_sha256: str
     step: int | None
     trained_on: TrainedOn | None = None
+    settings_sha256: str | None = None
 
 
 def build_result(task: Task, model: ModelFacts, corpus: Corpus, evaluation: Evaluation) -> dict[str, Any]:
@@ -53,7 +55,7 @@ def build_result(task: Task, model: ModelFacts, corpus: Corpus, evaluation: Eval
 
     `rows` holds every metric of every question (see `Row`). `headline` are the means over the sources where several
     region classes occur in one image; `differences`, `pairs` and `subgroups` are rows too, of the sections' main metrics.
-    Figures are rounded to nine digits, so that sums in another order don't show.
+    Figures are rounded to six digits, so that sums in another order don't show.
     """
     trained = model.trained_on
     measures = Measures.of(task, trained, all_answers(evaluation))
@@ -63,7 +65,7 @@ def build_result(task: Task, model: ModelFacts, corpus: Corpus, evaluation: Eval
         "task": to_mapping(task) | {"data": [name for name, _ in corpus.manifests]},
         "task_sha256": task_sha256(task),
         "split": task.split,
-        "model": {"name": model.name, "weights_sha256": model.weights_sha256, "step": model.step},
+        "model": {key: value for key, value in asdict(model).items() if key != "trained_on"},
         "data": [{"folder": name, "manifest_sha256": digest} for name, digest in corpus.manifests],
         "lexicon_sha256": lexicon_sha256(),
         "code_sha256": code_sha256(),
