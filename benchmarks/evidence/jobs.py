@@ -13,13 +13,13 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from costs import Cost
-from plan import Run, Table
+from plan import REGIONS_ALONE, Run, Table
 from shards import ROOT, manifest_hashes, one_core, shard_folders
 
 from medpclip.config import load, read_yaml
@@ -75,6 +75,8 @@ def make_jobs(
             own = steps
             if table.equal_compute:
                 own = max(1, round(steps * costs[budget].flops / costs[run.name].flops))
+                if own != steps:  # else it is a run of another table, too
+                    run = replace(run, asked=REGIONS_ALONE)
             folders[run.name] = out / "train" / f"seed{seed}" / f"{run.name}-s{own}"
             start = folders[run.after] if run.after else None
             jobs.append(Job(run, seed, own, folders[run.name], start))

@@ -105,6 +105,14 @@ def _tokens(name: str, *overrides: str) -> Run:
     return Run(name, overrides)
 
 
+# Of a run that only a table of regions shows: the rest of the task isn't looked at.
+REGIONS_ALONE = ("image=[]", "retrieval=[]")
+
+
+def _part(name: str, *overrides: str) -> Run:
+    return Run(name, overrides, asked=REGIONS_ALONE)
+
+
 TOKENS = _kind("region_tokens")
 GLIMPSE = _tokens("glimpse_4", "model.fusion.glimpse=4")
 CONDITIONED = _kind("conditioned")
@@ -129,23 +137,23 @@ FINALISTS = (TOKENS, GLIMPSE, _kind("mask_pooling"))
 
 _ABLATIONS = (
     TOKENS,
-    _tokens("no_keys", "model.fusion.parts=[start,values,logits]"),
-    _tokens("no_values", "model.fusion.parts=[start,keys,logits]"),
-    _tokens("no_keys_no_values", "model.fusion.parts=[start,logits]"),
-    _tokens("no_logits", "model.fusion.parts=[start,keys,values]"),
-    _tokens("no_start", "model.fusion.parts=[keys,values,logits]"),
-    _tokens("start_alone", "model.fusion.parts=[start]"),
-    _tokens("last_block", "model.fusion.depths=[5]"),
-    _tokens("last_2_blocks", "model.fusion.depths=[4,5]"),
-    _tokens("last_3_blocks", "model.fusion.depths=[3,4,5]"),
-    _tokens("glimpse_2", "model.fusion.glimpse=2"),
+    _part("no_keys", "model.fusion.parts=[start,values,logits]"),
+    _part("no_values", "model.fusion.parts=[start,keys,logits]"),
+    _part("no_keys_no_values", "model.fusion.parts=[start,logits]"),
+    _part("no_logits", "model.fusion.parts=[start,keys,values]"),
+    _part("no_start", "model.fusion.parts=[keys,values,logits]"),
+    _part("start_alone", "model.fusion.parts=[start]"),
+    _part("last_block", "model.fusion.depths=[5]"),
+    _part("last_2_blocks", "model.fusion.depths=[4,5]"),
+    _part("last_3_blocks", "model.fusion.depths=[3,4,5]"),
+    _part("glimpse_2", "model.fusion.glimpse=2"),
     GLIMPSE,
-    _tokens("glimpse_6", "model.fusion.glimpse=6"),
-    _tokens("plain_infonce", "loss.positives=plain"),
+    _part("glimpse_6", "model.fusion.glimpse=6"),
+    _part("plain_infonce", "loss.positives=plain"),
     # Asked by what it was taught: a template would be news to it.
     replace(
-        _tokens("bare_names", "data.texts.bare=true"),
-        asked=("region.templates=['{name}']", "image.0.templates=['{name}']"),
+        _part("bare_names", "data.texts.bare=true"),
+        asked=(*REGIONS_ALONE, "region.templates=['{name}']"),
     ),
 )
 
@@ -181,7 +189,7 @@ _WITHOUT = "-without-"
 
 
 def _without(run: Run, sources: tuple[str, ...]) -> Run:
-    return replace(run, name=f"{run.name}{_WITHOUT}{'-'.join(sources)}", without=sources)
+    return replace(run, name=f"{run.name}{_WITHOUT}{'-'.join(sources)}", without=sources, asked=REGIONS_ALONE)
 
 
 def way_of(run: Run) -> str:
@@ -226,10 +234,10 @@ TABLES = {
             "Terms that training didn't see",
             (
                 TOKENS,
-                _tokens("left_out", _WITHOUT_TERMS),
+                _part("left_out", _WITHOUT_TERMS),
                 replace(
-                    _tokens("left_out_descriptions", _WITHOUT_TERMS, "data.texts.descriptions=0.5"),
-                    asked=("region.templates=['{name}: {description}', '{name}']",),
+                    _part("left_out_descriptions", _WITHOUT_TERMS, "data.texts.descriptions=0.5"),
+                    asked=(*REGIONS_ALONE, "region.templates=['{name}: {description}', '{name}']"),
                 ),
             ),
             layout="terms",

@@ -30,14 +30,14 @@ def regions(table: Table, runs: Mapping[str, Trained]) -> list[str]:
     details = {
         "Each source (box, point, mask)": _by_source(runs),
         "Each seed's mean over sources (box, point, mask)": _by_seed(scores, runs),
-        "Retrieval": _retrieval(runs),
     }
+    sections = {asked.section for run in runs.values() for given in run.test.values() for asked in given}
+    if "retrieval" in sections:
+        details["Retrieval"] = _retrieval(runs)
+    if "image" in sections:
+        details["Whole images, by the image embedding"] = _images(runs)
     if any(run.val for run in runs.values()):
-        details["On validation (box, point, mask)"] = _by_seed(
-            {(n, p): over_sources(run.val, MIXED, p, ACCURACY) for n, run in runs.items() for p in PROMPTS},
-            runs,
-            mean=True,
-        )
+        details["On validation (box, point, mask)"] = _validation(runs)
     return [*out, *(f"<details><summary>{name}</summary>\n\n{text}\n\n</details>" for name, text in details.items())]
 
 
@@ -181,6 +181,13 @@ def _retrieval(runs: Mapping[str, Trained]) -> str:
         "Among the texts, or regions, of one source, in percent. recall@1: a right one comes first. found@5: the share of "
         f"the right ones among the first five.\n\n{markdown(head, rows)}"
     )
+
+
+def _images(runs: Mapping[str, Trained]) -> str:
+    found = (a for run in runs.values() for given in run.test.values() for a in given)
+    asked = sorted({a for a in found if (a.section, a.comparator) == ("image", "unprompted")})
+    rows = [[name, *(percent(figure(run.test, a, ACCURACY)) for a in asked)] for name, run in runs.items()]
+    return f"Balanced accuracy in percent.\n\n{markdown(['way', *(a.name for a in asked)], rows)}"
 
 
 def _chance(runs: Mapping[str, Trained]) -> str:
