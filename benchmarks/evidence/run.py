@@ -20,7 +20,7 @@ from pathlib import Path
 
 from costs import Cost, count_costs
 from jobs import TRAINED, Job, Runner, make_jobs, stop_with_children
-from plan import TABLES, Table, way_of
+from plan import BEST, TABLES, Table, way_of
 from shards import ROOT, build_shards, manifest_hashes
 
 from medpclip.errors import MedpclipError
@@ -69,11 +69,17 @@ def _make(args: argparse.Namespace) -> int:
     task = ROOT / table.task
     stop_with_children()
     runner.do(jobs, task, table.splits, args.jobs)
+    from picture import draw_ways
     from reading import trained_runs
     from tables import Provenance, render, write_between_markers
 
     provenance = Provenance(_command(args), args.seeds, {seed: _manifests(out, seed) for seed in args.seeds})
-    text = render(table, trained_runs(jobs, costs, task, table.splits), provenance)
+    runs = trained_runs(jobs, costs, task, table.splits)
+    text = render(table, runs, provenance)
+    if table.against == BEST:
+        picture = args.page.parent / "images" / f"results-{table.name}.svg"
+        draw_ways(runs, picture)
+        text = text.replace("\n\n", f"\n\n![{table.title}](images/{picture.name})\n\n", 1)
     (out / "tables").mkdir(exist_ok=True)
     (out / "tables" / f"{table.name}.md").write_text(text + "\n", encoding="utf-8")
     print(text)

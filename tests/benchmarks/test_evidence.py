@@ -1,6 +1,7 @@
 """The evidence's runner: plan, figures against brute force, tables, jobs that are not done twice."""
 
 import importlib
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,20 @@ from medpclip.train.config import TrainConfig
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks" / "evidence"
 MODULES = (
-    *("shards", "plan", "costs", "jobs", "figures", "trained", "notation", "region_tables", "tables", "reading", "run"),
+    *(
+        "shards",
+        "plan",
+        "costs",
+        "jobs",
+        "figures",
+        "trained",
+        "notation",
+        "region_tables",
+        "tables",
+        "picture",
+        "reading",
+        "run",
+    ),
 )
 
 
@@ -232,6 +246,20 @@ def test_a_best_comparator_is_compared_by_the_prompts_that_another_is_best_by(
     best["mask"] = "crop"
     text = tables.render(table, runs, tables.Provenance("c", [0], {0: "c" * 64}))
     assert "| crop |" not in text.split("Difference in points")[1].split("By one click")[0]
+
+
+def test_a_picture_shows_every_way_and_is_the_same_each_time(evidence: dict[str, ModuleType], tmp_path: Path) -> None:
+    plan, costs, trained, picture = (evidence[name] for name in ("plan", "costs", "trained", "picture"))
+    runs = {}
+    for i, run in enumerate(plan.TABLES["main"].runs):
+        by_seed = {0: random_run(np.random.default_rng(i), dict.fromkeys(plan.MIXED, 3), 0.4 + 0.04 * i)}
+        runs[run.name] = trained.Trained(9, costs.Cost(1, 1, 1.0), 0.5, {0: "a"}, {0: "b"}, {}, by_seed)
+    for name in ("a.svg", "b.svg"):
+        picture.draw_ways(runs, tmp_path / "images" / name)
+    drawn = (tmp_path / "images" / "a.svg").read_text()
+    assert drawn == (tmp_path / "images" / "b.svg").read_text()
+    heights = {name: float(re.search(rf'y="([\d.]+)"[^>]*>{name}<', drawn)[1]) for name in runs}  # type: ignore[index]
+    assert heights["roi_align"] < heights["region_tokens"]  # the better one is on top
 
 
 def test_markers(evidence: dict[str, ModuleType], tmp_path: Path) -> None:
