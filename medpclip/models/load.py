@@ -27,6 +27,7 @@ from medpclip.models.trunk import check_supported
 
 WEIGHTS, EMA, META = "model.safetensors", "ema.safetensors", "meta.json"
 CHECKPOINTS = "checkpoints"
+_FIRST_PARTS = ["start", "keys", "values", "logits"]
 _STEP = re.compile(r"step-(\d{8,})")
 _ANOTHER = f"it is a checkpoint of another model than {META} says"
 # What open_clip stored that is no weight: buffers it makes itself, and the sizes in OpenAI's files.
@@ -162,7 +163,14 @@ def _build(config: ModelConfig, pretrained: Pretrained) -> RegionCLIP:
 
 
 def _model_config(meta: Mapping[str, Any], folder: Path) -> ModelConfig:
-    return from_mapping(ModelConfig, meta["config"]["model"], f"{folder / META}: config.model")
+    model = copy.deepcopy(meta["config"]["model"])
+    fusion = model.setdefault("fusion", {})
+    if isinstance(fusion, dict):
+        if fusion.get("kind", "region_tokens") == "region_tokens":
+            fusion.setdefault("parts", _FIRST_PARTS)  # a checkpoint from before they could be chosen, and had "place"
+        else:
+            fusion.pop("parts", None)  # all there were at the time
+    return from_mapping(ModelConfig, model, f"{folder / META}: config.model")
 
 
 def _untrained(meta: Mapping[str, Any], folder: Path) -> Pretrained:

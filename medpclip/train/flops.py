@@ -149,8 +149,10 @@ def _region_tokens(
         prompt_learns = _learns(fusion.encoder)
         region.products(_matrices(fusion.encoder), 1, passes_back=prompt_learns)
         region.products([fusion.start.weight], 1, prompt_learns)
+    if fusion.place is not None:
+        region.products(_matrices(fusion.place), 1, passes_back=False)
     if fusion.glimpse is not None:
-        region.products([fusion.glimpse.place.weight], 1, passes_back=False)
+        region.products(_matrices(fusion.glimpse.place), 1, passes_back=False)
         region.products(_patch_matrices(trunk), fusion.glimpse.side**2, passes_back=False)
     if trunk.pool is None:
         _joint_blocks(image, region, trunk, fusion, kept, learns, written)

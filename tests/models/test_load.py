@@ -66,6 +66,25 @@ def test_a_checkpoint_needs_no_trunk_file(trunk: Path, tmp_path: Path) -> None:
     assert again.preprocess.mean == (0.5, 0.25, 0.5) and again.preprocess.image_size == 32
 
 
+@pytest.mark.parametrize("kind", ["region_tokens", "conditioned"])
+def test_checkpoints_from_before_places_load(kind: str, micro_trunk: Path, tmp_path: Path) -> None:
+    """With parts that the checkpoint names, and where it names none."""
+    old = ["start", "keys", "values", "logits"]
+    fusion = FusionConfig(kind=kind, parts=old) if kind == "region_tokens" else FusionConfig(kind=kind)
+    model = build_model(ModelConfig(str(micro_trunk), fusion=fusion))
+    for parts in (old, None):
+        folder = save(model, tmp_path / f"{kind}-{parts is None}")
+        meta = json.loads((folder / "meta.json").read_text())
+        meta["config"]["model"]["fusion"]["parts"] = parts
+        if parts is None:
+            del meta["config"]["model"]["fusion"]["parts"]
+        (folder / "meta.json").write_text(json.dumps(meta))
+        again = load_model(folder)
+        assert again.state_dict().keys() == model.state_dict().keys() and torch.equal(embed(again), embed(model))
+        if kind == "region_tokens":
+            assert again.config.fusion.parts == old and again.fusion.place is None
+
+
 def test_a_file_never_stands_in_for_a_built_in_name(micro_trunk: Path, tmp_path: Path) -> None:
     for name in ("ViT-B-32", "medpclip-tiny-16"):
         shutil.copy(micro_trunk, tmp_path / f"{name}.json")

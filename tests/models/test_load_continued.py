@@ -1,7 +1,7 @@
 """A run goes on from another's weights: with other data, another resolution, another loss."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -63,18 +63,27 @@ def test_the_same_model(checkpoint: Path, where: str) -> None:
     assert torch.equal(outputs(again), outputs(before))
 
 
-def test_a_checkpoint_from_before_some_of_fusions_keys(checkpoint: Path) -> None:
+def test_a_checkpoint_from_before_some_of_fusions_keys(micro_trunk: Path, tmp_path: Path) -> None:
+    """It has what there was at the time, and no place."""
+    old = FusionConfig(prompt_dim=16, parts=["start", "keys", "values", "logits"])
+    checkpoint = save(moved(ModelConfig(str(micro_trunk), logit_bias=-10.0, fusion=old)), tmp_path / "run")
     before = outputs(load_model(checkpoint))
     meta = json.loads((checkpoint / "meta.json").read_text())
     for key in ("parts", "glimpse", "glimpse_context"):
         del meta["config"]["model"]["fusion"][key]
     (checkpoint / "meta.json").write_text(json.dumps(meta))
     assert torch.equal(outputs(load_model(checkpoint)), before)
-    again = build_model(ModelConfig(pretrained=str(checkpoint), logit_bias=-10.0, fusion=FUSION))
+    again = build_model(ModelConfig(pretrained=str(checkpoint), logit_bias=-10.0, fusion=old))
     assert torch.equal(outputs(again), before)
-    fusion = FusionConfig(prompt_dim=16, glimpse=2)
-    with pytest.raises(MedpclipError, match=r"its fusion.glimpse is 0, model.fusion.glimpse is 2; take the same"):
-        build_model(ModelConfig(pretrained=str(checkpoint), fusion=fusion))
+    for other, words in (
+        (replace(old, glimpse=2), r"its fusion.glimpse is 0, model.fusion.glimpse is 2; take the same"),
+        (
+            FUSION,
+            r"its fusion.parts is \['start', 'keys', .*, model.fusion.parts is \['start', 'place', .*take the same",
+        ),
+    ):
+        with pytest.raises(MedpclipError, match=words):
+            build_model(ModelConfig(pretrained=str(checkpoint), fusion=other))
 
 
 @pytest.mark.parametrize("kind", FUSION_KINDS)

@@ -20,7 +20,7 @@ FusionKind = Literal[
     "roi_align",
 ]
 FUSION_KINDS: tuple[FusionKind, ...] = get_args(FusionKind)
-Part = Literal["start", "keys", "values", "logits"]
+Part = Literal["start", "place", "keys", "values", "logits"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 
@@ -34,8 +34,9 @@ class FusionConfig:
         prompt_dim: width of the prompt encoder, of the kinds that have one.
         depths: before (conditioned) or in (region_tokens) which blocks (0-based) the prompt comes in; null for a quarter,
             a half and three quarters up (conditioned), or for all blocks (region_tokens).
-        parts: region_tokens only: which of the prompt's ways there are: the token's "start", and what coverage adds to the
-            patches' "keys", "values" and "logits".
+        parts: region_tokens only: which of the prompt's ways there are: what the encoded prompt ("start") and the place and
+            size of what it points at ("place") add to the token at its start, and what coverage adds to the patches' "keys",
+            "values" and "logits".
         glimpse: region_tokens only: each region token also sees glimpse x glimpse patches of the picture at its own
             resolution, cut around the prompt; 0 for none.
         glimpse_context: side of that square as a multiple of the prompt's extent.

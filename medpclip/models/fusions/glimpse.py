@@ -8,18 +8,16 @@ its patches from the image's: a vector that says "glimpse", and where in the ima
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medpclip.models.fusions.place import Place, corner_and_side
 from medpclip.models.prompt_encoder import Coverage
 from medpclip.models.prompts import Prompts, Windows
 from medpclip.models.trunk.interface import Trunk
 
 _CELLS = 4  # each way, in which a patch's share of a mask is measured
-_OCTAVES = 6
 
 
 class Glimpse(nn.Module):
@@ -35,15 +33,14 @@ class Glimpse(nn.Module):
         super().__init__()
         self.side = side
         self.kind = nn.Parameter(torch.zeros(width))
-        self.place = nn.Linear(3 + 4 * _OCTAVES, width, bias=False)
+        self.place = Place(width)
         self.coverage = Coverage((side, side)) if covered else None
-        nn.init.zeros_(self.place.weight)
 
     def forward(self, trunk: Trunk, prompts: Prompts, windows: Windows) -> tuple[Tensor, Tensor | None]:
         """R windows of B images -> tokens (B * R, g * g, width) that enter the first block, and the prompts' coverage of
         them (B * R, 1, channels, g * g)."""
         tokens = trunk.embed_patches(windows.pixels.flatten(0, 1))
-        place = self.place(_place(windows.rects).to(self.place.weight.dtype)).flatten(0, 1).unsqueeze(1)
+        place = self.place(windows.rects).flatten(0, 1).unsqueeze(1)
         tokens = tokens + (place + self.kind).to(tokens.dtype)
         if self.coverage is None:
             return tokens, None
@@ -59,7 +56,7 @@ def prompts_in(prompts: Prompts, rects: Tensor, cells: int) -> Prompts:
         rects: (B, R, 4) the windows' x1 y1 x2 y2 in the image's unit coordinates; empty ones are taken as of side 1.
         cells: side of the masks' grid in a window, onto which they are interpolated bilinearly; 0 outside the image.
     """
-    corner, side = _corner_and_side(rects)
+    corner, side = corner_and_side(rects)
     steps = (torch.arange(cells, device=rects.device, dtype=rects.dtype) + 0.5) / cells
     x, y = ((corner.unsqueeze(-1) + side.unsqueeze(-1) * steps) * 2 - 1).unbind(2)  # (B, R, cells) each
     x, y = x.unsqueeze(2), y.unsqueeze(3)
@@ -73,18 +70,3 @@ def prompts_in(prompts: Prompts, rects: Tensor, cells: int) -> Prompts:
         masks=masks.squeeze(1).unflatten(0, rects.shape[:2]),
         mask_valid=prompts.mask_valid,
     )
-
-
-def _corner_and_side(rects: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, R, 4) -> top left corners and sides (B, R, 2), a side of padding being 1."""
-    corner, side = rects[..., :2], rects[..., 2:] - rects[..., :2]
-    return corner, torch.where(side > 0, side, 1.0)
-
-
-def _place(rects: Tensor) -> Tensor:
-    """(B, R, 4) -> Fourier features of the windows' middles and the logarithm of their sides (B, R, 3 + 4 * octaves)."""
-    corner, side = _corner_and_side(rects)
-    middle = corner + side / 2
-    octaves = torch.arange(_OCTAVES, device=rects.device, dtype=rects.dtype).exp2()
-    angles = (middle.unsqueeze(-1) * (math.pi * octaves)).flatten(-2)
-    return torch.cat([middle * 2 - 1, angles.sin(), angles.cos(), side.log().mean(-1, keepdim=True) / 2], dim=-1)

@@ -1,10 +1,11 @@
 """Region tokens: R prompts answered in one pass of the trunk (our design).
 
-Beside CLS and the patches runs one token per prompt. It starts as the CLS token plus a zero-initialised projection of
-its prompt, goes through the trunk's own weights, and in each block attends to itself and to the patches: just what CLS
-attends to, a second CLS that has been told where to look. Its view of the patches is modulated by the prompt's coverage
-m (6 channels, see `prompt_encoder.CHANNELS`): the keys gain a*m, the values b*m, the logits c*m, all zero at first.
-None of it is made per region and patch: with q the token's query and w its attention weights,
+Beside CLS and the patches runs one token per prompt. It starts as the CLS token plus zero-initialised projections of its
+prompt and of the place and size of what that points at (see `place`), goes through the trunk's own weights, and in each
+block attends to itself and to the patches: just what CLS attends to, a second CLS that has been told where to look. Its
+view of the patches is modulated by the prompt's coverage m (6 channels, see `prompt_encoder.CHANNELS`): the keys gain a*m,
+the values b*m, the logits c*m, all zero at first. None of it is made per region and patch: with q the token's query and w
+its attention weights,
 
     logits_n += (c + q.a / sqrt(d)) . m_n        out += b . sum_n w_n m_n
 
@@ -32,6 +33,8 @@ from medpclip.errors import MedpclipError
 from medpclip.models.fusions.config import FusionConfig, Part
 from medpclip.models.fusions.glimpse import Glimpse
 from medpclip.models.fusions.interface import Fusion
+from medpclip.models.fusions.place import Place
+from medpclip.models.fusions.regions import extents
 from medpclip.models.prompt_encoder import CHANNELS, Coverage, PromptEncoder
 from medpclip.models.prompts import Prompts, Windows
 from medpclip.models.trunk.interface import Block, Pool, Trunk, saved_or_repeated, split_heads
@@ -201,6 +204,7 @@ class RegionTokens(Fusion):
         self.encoder = PromptEncoder(config.prompt_dim) if "start" in parts else None
         self.coverage = Coverage(trunk.grid) if covered else None
         self.start = nn.Linear(config.prompt_dim, trunk.width) if "start" in parts else None
+        self.place = Place(trunk.width) if "place" in parts else None
         heads = [block.heads for block in trunk.blocks] if trunk.pool is None else [trunk.pool.heads]
         kind = RegionBlock if trunk.pool is None else RegionPool
         self.layers = nn.ModuleList(
@@ -239,9 +243,11 @@ class RegionTokens(Fusion):
 
     def _start(self, prompts: Prompts, tokens: Tensor) -> Tensor:
         """What the prompts add to CLS or to the pooling query (B, R, width)."""
-        if self.start is None or self.encoder is None:
-            return tokens.new_zeros(prompts.batch_size, prompts.regions, tokens.shape[-1])
-        start: Tensor = self.start(self.encoder(prompts).pooled).to(tokens.dtype)
+        start = tokens.new_zeros(prompts.batch_size, prompts.regions, tokens.shape[-1])
+        if self.start is not None and self.encoder is not None:
+            start = start + self.start(self.encoder(prompts).pooled).to(tokens.dtype)
+        if self.place is not None:
+            start = start + self.place(extents(prompts)).to(tokens.dtype)
         return start
 
     def _through_blocks(

@@ -14,6 +14,7 @@ from medpclip.errors import MedpclipError
 from medpclip.models import FusionConfig, ModelConfig, Prompts, RegionCLIP
 from medpclip.models.fusions.glimpse import prompts_in
 from medpclip.models.fusions.region_tokens import PromptedAttention
+from medpclip.models.fusions.regions import extents
 from medpclip.models.prompt_encoder import Coverage
 from medpclip.models.prompts import Windows
 
@@ -75,6 +76,8 @@ def reference(model: RegionCLIP, images: Tensor, prompts: Prompts, windows: Wind
         token = x[0, 0]
         if fusion.start is not None:
             token = token + fusion.start(fusion.encoder(prompts).pooled)[b, r]
+        if fusion.place is not None:
+            token = token + fusion.place(extents(prompts))[b, r]
         g = None if small is None else small[0][b * prompts.regions + r][None]
         for layer, block in zip(layers, blocks, strict=True):
             weight, bias = block.attn.in_proj_weight, block.attn.in_proj_bias
@@ -104,6 +107,7 @@ CONFIGS = [
     FusionConfig(depths=[0]),
     FusionConfig(depths=[1, 1], parts=["keys"]),
     FusionConfig(parts=["start"]),
+    FusionConfig(parts=["place"]),
     FusionConfig(parts=["values"]),
     FusionConfig(parts=["logits"]),
 ]
@@ -134,7 +138,8 @@ def test_what_is_not_there_has_no_parameters(config: FusionConfig, micro_trunk: 
     expected |= {f"layers.{n}.gate" for n in depths if config.glimpse}
     assert {name for name in names if name.startswith("layers.")} == expected
     assert any(name.startswith(("start.", "encoder.")) for name in names) == ("start" in config.parts)
-    assert ("coverage.log_sigma" in names) == (config.parts != ["start"])
+    assert ("place.linear.weight" in names) == ("place" in config.parts)
+    assert ("coverage.log_sigma" in names) == any(part in gains for part in config.parts)
     assert any(name.startswith("glimpse.") for name in names) == bool(config.glimpse)
     images, prompts, windows = inputs(config.glimpse or 1)
     out = model(images, prompts, windows=windows if config.glimpse else None)
@@ -165,7 +170,8 @@ def test_the_pool_looks_at_glimpses(micro_trunk: Path) -> None:
         found = model.encode_regions(images, prompts, normalize=False, windows=windows)[1]
         patches = tower.trunk.forward_features(images)
         tokens, small = fusion.glimpse(trunk, prompts, windows)
-        start, cover = fusion.start(fusion.encoder(prompts).pooled), fusion.coverage(prompts)
+        start = fusion.start(fusion.encoder(prompts).pooled) + fusion.place(extents(prompts))
+        cover = fusion.coverage(prompts)
         for b, r in [(b, r) for b in range(2) for r in range(3)]:
             q = pool.q(pool.latent[0, 0] + start[b, r])
             k, v = pool.kv(patches[b]).chunk(2, dim=-1)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from medpclip.models import ModelConfig, Prompts, RegionCLIP
+from medpclip.models.fusions.regions import extents
 
 
 def reference(model, images: torch.Tensor, prompts: Prompts, kept: torch.Tensor) -> torch.Tensor:  # type: ignore[no-untyped-def]
@@ -18,7 +19,7 @@ def reference(model, images: torch.Tensor, prompts: Prompts, kept: torch.Tensor)
     visual, fusion = model.visual, model.fusion
     tokens = model.trunk.embed(images)
     cover = fusion.coverage(prompts)
-    start = fusion.start(fusion.encoder(prompts).pooled)
+    start = fusion.start(fusion.encoder(prompts).pooled) + fusion.place(extents(prompts))
     out = torch.zeros(prompts.batch_size, 1 + prompts.regions, visual.output_dim, dtype=images.dtype)
     for b in range(prompts.batch_size):
         hidden = torch.zeros(kept.shape[1], dtype=images.dtype).masked_fill(~kept[b], -torch.inf)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from medpclip.errors import MedpclipError
 from medpclip.models import FusionConfig, ModelConfig, Prompts, RegionCLIP
+from medpclip.models.fusions.regions import extents
 from medpclip.models.prompts import Windows
 from medpclip.models.trunk import adapt, check_plain
 
@@ -239,7 +240,7 @@ def test_regions_of_an_attention_pool_are_copies_of_its_query() -> None:
     pool, layer = model.visual.trunk.attn_pool, model.fusion.layers[0]
     with torch.no_grad():
         found = model.encode_regions(images, prompts, normalize=False)[1]
-        start = model.fusion.start(model.fusion.encoder(prompts).pooled)
+        start = model.fusion.start(model.fusion.encoder(prompts).pooled) + model.fusion.place(extents(prompts))
         cover = model.fusion.coverage(prompts)
         x = model.visual.trunk.forward_features(images)
         for b in range(2):
