@@ -30,6 +30,7 @@ from medpclip.train.config import TrainConfig, public_config
 
 LAUNCH = ROOT / "launch" / "evidence.yaml"
 BEGUN, TRAINED, MEASURED = "begun.json", "trained.json", "measured.json"
+_SAME = 0.02  # a difference in FLOPs that counts as none
 # Validation chooses among ways to point; the rest of the task has no part in that.
 _TO_CHOOSE = ("image=[]", "retrieval=[]", "comparators=[prompted]")
 
@@ -74,9 +75,9 @@ def make_jobs(
         for run in table.runs:
             own = steps
             if table.equal_compute:
-                own = max(1, round(steps * costs[budget].flops / costs[run.name].flops))
-                if own != steps:  # else it is a run of another table, too
-                    run = replace(run, asked=REGIONS_ALONE)
+                share = costs[budget].flops / costs[run.name].flops
+                if abs(share - 1) > _SAME:  # else it is a run of the table of equal steps, too
+                    own, run = max(1, round(steps * share)), replace(run, asked=REGIONS_ALONE)
             folders[run.name] = out / "train" / f"seed{seed}" / f"{run.name}-s{own}"
             start = folders[run.after] if run.after else None
             jobs.append(Job(run, seed, own, folders[run.name], start))

@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, a core each")
     parser.add_argument("--only", nargs="+", metavar="RUN", help="these rows alone")
-    parser.add_argument("--budget", default="region_tokens", metavar="RUN", help="table compute: whose FLOPs all get")
+    parser.add_argument("--budget", default="greyed", metavar="RUN", help="table compute: whose FLOPs all get")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--list", action="store_true", help="what there is to do, and stop")
     parser.add_argument("--page", type=Path, default=PAGE, metavar="FILE", help="where the table goes")

@@ -122,6 +122,11 @@ def test_equal_compute(evidence: dict[str, ModuleType], tmp_path: Path) -> None:
     made = jobs.make_jobs(table, tmp_path, [0, 1], 100, counted, "glimpse_4")
     assert [job.steps for job in made] == [200, 100, 50] * 2
     assert len({job.folder for job in made}) == 6
+    near = {plan.TOKENS.name: 1.0e9, plan.GLIMPSE.name: 1.0e9 * 0.99, plan.CONDITIONED.name: 1.0e9 * 0.9}
+    counted = {name: costs.Cost(1, 1, flops) for name, flops in near.items()}
+    made = jobs.make_jobs(table, tmp_path, [0], 100, counted, plan.TOKENS.name)
+    assert [job.steps for job in made] == [100, 100, 111]  # what is hardly cheaper is a run of the other table
+    assert [job.run.asked for job in made] == [(), (), plan.REGIONS_ALONE]
 
 
 def test_a_figure_is_what_brute_force_says(evidence: dict[str, ModuleType]) -> None:
@@ -382,8 +387,8 @@ def test_sources_left_out_have_no_part_in_training(evidence: dict[str, ModuleTyp
 def test_some_rows_alone(evidence: dict[str, ModuleType]) -> None:
     run = evidence["run"]
     assert [r.name for r in run._table("anchoring", ["then_regions"]).runs] == ["image_only", "then_regions"]
-    chosen = run._table("unseen_sources", ["mask_pooling"]).runs
-    assert {evidence["plan"].way_of(r) for r in chosen} == {"mask_pooling"}
+    chosen = run._table("unseen_sources", ["greyed"]).runs
+    assert {evidence["plan"].way_of(r) for r in chosen} == {"greyed"}
     assert len(chosen) == 1 + len(evidence["plan"].UNSEEN)
 
 
