@@ -50,7 +50,7 @@ class PromptSampling:
         box_jitter: each side moves by a normal draw with this standard deviation, as a share of the box's size.
         mask_noise: chance that a mask comes eroded or dilated by a cell of the prompt grid.
         whole: chance that an image's last place for a region goes to a box around all of the image, which the image's
-            texts are true of: so a prompted embedding answers for whole images too.
+            texts are true of: so a prompted embedding answers for whole images too; 0 for never.
     """
 
     kinds: dict[PromptKind, float] = field(default_factory=lambda: {"box": 1.0, "point": 1.0, "mask": 1.0})
@@ -59,7 +59,7 @@ class PromptSampling:
     negative: float = 0.15
     box_jitter: float = 0.05
     mask_noise: float = 0.15
-    whole: float = 0.0
+    whole: float = 0.25
 
     @property
     def scribbles(self) -> bool:

@@ -12,6 +12,7 @@ from medpclip.data.lexicon import Lexicon
 from medpclip.data.loading.left_out import left_out
 from medpclip.data.loading.loader import Batch, DataConfig, RegionDataset, open_dataset
 from medpclip.data.loading.order import Item
+from medpclip.data.loading.prompting import PromptSampling
 from medpclip.data.loading.texts import TextSampling, draw_image_text, draw_region_texts, known_of_regions
 from medpclip.data.phantom import write_phantoms
 from medpclip.data.schema import Region, Sample
@@ -27,6 +28,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def batch_of(shards: Path, **options: object) -> Batch:
+    options = {"prompts": PromptSampling(whole=0.0)} | options
     data = RegionDataset(DataConfig([shards], **options), 64, 16, (1, 2, 3), seed=7)  # type: ignore[arg-type]
     return data[[Item(0, sample, 0) for sample in range(len(data))]]
 

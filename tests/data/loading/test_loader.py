@@ -80,6 +80,8 @@ def write_tiny(folder: Path, count: int, per_shard: int) -> None:
 
 
 def dataset(shards: Path, window: WindowSpec | None = None, **options: object) -> RegionDataset | StreamingDataset:
+    """Of regions alone, unless asked otherwise: prompts of whole images have a test of their own."""
+    options = {"prompts": PromptSampling(whole=0.0)} | options
     return open_dataset(DataConfig([shards], **options), 64, 16, (1, 2, 3), 7, window)  # type: ignore[arg-type]
 
 
@@ -147,6 +149,23 @@ def test_prompts_facts_and_padding_agree(shards: Path) -> None:
         assert batch.images.shape == (4, 64, 64, 3) and batch.images.dtype == torch.uint8
         given = batch.prompts["box_valid"] | batch.prompts["mask_valid"] | (batch.prompts["point_labels"] >= 0).any(-1)
         assert given.sum(1).tolist() == [len(facts) for facts in batch.region_facts]
+
+
+def test_prompts_of_whole_images_take_the_last_place(shards: Path) -> None:
+    seen = 0
+    sampling = PromptSampling(whole=0.5)
+    still = dataset(shards, workers=0, regions_per_image=3, prompts=sampling, augmentation=STILL)
+    for batch in first(still, 10):
+        assert batch.whole is not None
+        for whole, facts, valid, boxes in zip(
+            batch.whole.tolist(), batch.region_facts, batch.prompts["box_valid"], batch.prompts["boxes"], strict=True
+        ):
+            x1, y1, x2, y2 = boxes[-1].tolist()
+            around = max(x2 - x1, y2 - y1) == 1 and (x1 + x2, y1 + y2) == pytest.approx((1, 1), abs=0.05)
+            assert (around and bool(valid[-1])) if whole else not around
+            assert len(facts) <= 3 - whole
+            seen += whole
+    assert 10 <= seen <= 30  # of 40
 
 
 def test_scribbles_come_in_batches_where_they_are_configured(shards: Path) -> None:
