@@ -2,8 +2,8 @@
 
 A group (a patient, a study) may be in the test split of several seeds, where it is asked about by several models. So
 groups are resampled once, over the union of the seeds' groups of a source, and whoever is drawn is drawn for all seeds
-and all runs: differences between runs are paired. Sources are resampled each by itself. Our design, after the cluster
-bootstrap (Field and Welsh 2007).
+and all runs: differences between runs are paired. Sources are resampled each by itself. Our design, after the Bayesian
+bootstrap (Rubin 1981) and the cluster bootstrap (Field and Welsh 2007).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MetricOf = Callable[[Answers], Metric | None]
 class Figure:
     """Attributes:
     value: the mean over seeds, a share.
-    draws: (DRAWS,) its resamples; NaN where a resample has no value.
+    draws: (DRAWS,) its resamples.
     by_seed: each seed's own.
     """
 

@@ -25,6 +25,14 @@ def points(apart: Figure | None) -> str:
     return NONE if apart is None else f"{100 * apart.value:+.1f}{_range(apart, '+')}"
 
 
+def points_by_seed(apart: Figure | None) -> str:
+    """`points`, and between which differences the seeds are, which the interval doesn't cover."""
+    if apart is None or len(apart.by_seed) < 2:
+        return points(apart)
+    low, high = min(apart.by_seed.values()), max(apart.by_seed.values())
+    return f"{points(apart)}, seeds {100 * low:+.1f} to {100 * high:+.1f}"
+
+
 def _range(scored: Figure, sign: str = "") -> str:
     interval = scored.interval
     return "" if interval is None else f" [{100 * interval[0]:{sign}.1f}, {100 * interval[1]:{sign}.1f}]"

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from costs import Cost
 from figures import BySeed
 from jobs import TRAINED, Job, evaluation_folder
+from shards import shard_folders
 from trained import Trained
 
-from medpclip.evaluation.results.answers import Answers, Asked
+from medpclip.data.shards import read_manifest
+from medpclip.evaluation.results.answers import Answers, Asked, Choices
 from medpclip.evaluation.results.predictions import read_predictions
 
 
@@ -28,17 +30,35 @@ def trained_runs(
         out[name] = Trained(
             own[0].steps,
             costs[name],
-            statistics.median(fact["seconds_per_step"] for fact in facts.values()),
             {seed: fact["weights_sha256"] for seed, fact in facts.items()},
             {seed: fact["code"] for seed, fact in facts.items()},
             answers.get("val", {}),
-            answers["test"],
+            answers.get("test", {}),
         )
     return out
 
 
 def _answers(jobs: Sequence[Job], task: Path, split: str) -> BySeed:
-    return {job.seed: read_answers(evaluation_folder(job, task, split)) for job in jobs}
+    out = {}
+    for job in jobs:
+        learned = _train_classes(job)
+        given = read_answers(evaluation_folder(job, task, split))
+        out[job.seed] = {asked: of_classes(answers, asked, learned) for asked, answers in given.items()}
+    return out
+
+
+def _train_classes(job: Job) -> dict[str, set[str]]:
+    """Source -> the classes of which the seed's train split has a region: of those with few regions, some have none."""
+    folders = shard_folders(job.folder.parents[2], job.seed)
+    return {name: set(read_manifest(folder)["splits"]["train"]["category"]) for name, folder in folders.items()}
+
+
+def of_classes(answers: Answers, asked: Asked, learned: Mapping[str, Collection[str]]) -> Answers:
+    """Of a question about regions, the cases of classes that could be learned from their source; others as they are."""
+    if asked.section not in ("region", "robustness") or not isinstance(answers, Choices):
+        return answers
+    known = np.array([name in learned[asked.name] for name in answers.classes], bool)
+    return answers.take(np.flatnonzero(known[answers.true]))
 
 
 def read_answers(folder: Path) -> dict[Asked, Answers]:

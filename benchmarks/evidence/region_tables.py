@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from figures import ACCURACY, BySeed, Figure, best, figure, minus, named, over_sources, paired, region
-from notation import NONE, markdown, percent, points
+from notation import NONE, markdown, percent, points, points_by_seed
 from plan import BEST, COMPARATORS, MIXED, OURS, PROMPTS, REGION_SOURCES, Table
 from trained import Trained
 
@@ -18,7 +18,8 @@ def regions(table: Table, runs: Mapping[str, Trained]) -> list[str]:
     scores = {(n, p): over_sources(run.test, MIXED, p, ACCURACY) for n, run in runs.items() for p in PROMPTS}
     out = [
         "Balanced accuracy in percent, mean over the sources where several classes occur in an image, and over seeds; "
-        f"95 % intervals over groups. Chance is {_chance(runs)}. box_geometry sees sizes and places of boxes, and no pixels; "
+        f"95 % intervals over groups. {_sources(runs)} Chance is {_chance(runs)}. Classes of which the train split has no "
+        "region are candidates, but not asked for. box_geometry sees sizes and places of boxes, and no pixels; "
         "of clicks it would know more than a model is told.",
         _headline(scores, runs),
         *_differences(table, scores, runs),
@@ -29,6 +30,7 @@ def regions(table: Table, runs: Mapping[str, Trained]) -> list[str]:
     ]
     details = {
         "Each source (box, point, mask)": _by_source(runs),
+        "Each source, difference": _differences_by_source(table, runs),
         "Each seed's mean over sources (box, point, mask)": _by_seed(scores, runs),
     }
     sections = {asked.section for run in runs.values() for given in run.test.values() for asked in given}
@@ -68,20 +70,49 @@ def _differences(table: Table, scores: Scores, runs: Mapping[str, Trained]) -> l
         [
             name,
             *(
-                NONE if name == a else points(minus(scores[name, p], scores.get((a or "", p))))
+                NONE if name == a else points_by_seed(minus(scores[name, p], scores.get((a or "", p))))
                 for p, a in against.items()
             ),
         ]
         for name in runs
         if set(against.values()) != {name}
     ]
-    text = f"Difference in points, paired, to {table.against} ({told}):"
+    text = f"Difference in points, paired, with the lowest and the highest of the seeds, to {table.against} ({told}):"
     if table.against == BEST:
-        text = f"Difference in points, paired, to the {table.against}, chosen on validation ({told})."
+        text = (
+            f"Difference in points, paired, with the lowest and the highest of the seeds, to the {table.against}, chosen on "
+            f"validation ({told})."
+        )
         ours = {p: _best(runs, (run.name for run in OURS), p) for p in PROMPTS}
         if any(ours.values()):
             text += f" Of ours, validation chooses {', '.join(f'{p}: {name}' for p, name in ours.items() if name)}."
     return [text, markdown(["way", *PROMPTS], rows)]
+
+
+def _differences_by_source(table: Table, runs: Mapping[str, Trained]) -> str:
+    """Of a table that looks for a best comparator, ours alone."""
+    shown = [run.name for run in OURS] if table.against == BEST else list(runs)
+    rows = []
+    for prompt in PROMPTS:
+        other = _against(table, runs, prompt)
+        for name in shown:
+            if other is None or name == other or name not in runs:
+                continue
+            row = [f"{name}, {prompt}"]
+            for source in MIXED:
+                one, two = (figure(runs[n].test, region(source, prompt), ACCURACY) for n in (name, other))
+                row.append(points(minus(one, two)))
+            rows.append(row)
+    return markdown(["way", *MIXED], rows)
+
+
+def _sources(runs: Mapping[str, Trained]) -> str:
+    """Which sources each prompt kind is asked in."""
+    asked = {a for given in next(iter(runs.values())).test.values() for a, cases in given.items() if len(cases)}
+    parts = [
+        f"{prompt}: {', '.join(source for source in MIXED if region(source, prompt) in asked)}" for prompt in PROMPTS
+    ]
+    return f"Sources by {'; by '.join(parts)}."
 
 
 def _against(table: Table, runs: Mapping[str, Trained], prompt: str) -> str | None:
@@ -107,7 +138,6 @@ def _costs(runs: Mapping[str, Trained]) -> str:
     head = [
         "way",
         "steps",
-        "s a step",
         "GFLOP a step",
         "MFLOP an image",
         "MFLOP a region",
@@ -118,7 +148,6 @@ def _costs(runs: Mapping[str, Trained]) -> str:
         [
             name,
             f"{run.steps}",
-            f"{run.seconds_per_step:.2f}",
             f"{run.cost.flops / 1e9:.0f}",
             f"{run.cost.image / 1e6:.0f}",
             f"{run.cost.region / 1e6:.1f}",

@@ -85,7 +85,7 @@ def _images(table: Table, runs: Mapping[str, Trained]) -> list[str]:
     for name in runs:
         for a in own:
             others = [b for b in asked if b.name == a.name and b.comparator == "prompted"]
-            rows += [[name, a.name, b.prompt, points(minus(score[name, b], score[name, a]))] for b in others]
+            rows += [[name, a.name, b.prompt, points(paired(runs[name].test, [(b, a)], ACCURACY))] for b in others]
     if rows:
         caption = "The same questions answered by the region embedding of a box, minus the image embedding, in points:"
         out += [caption, markdown(["way", "label", "box", "difference"], rows)]
@@ -110,7 +110,7 @@ def _sources(table: Table, runs: Mapping[str, Trained]) -> list[str]:
     return [
         "Balanced accuracy in percent on the test split of a source that training saw nothing of, and of the same way "
         "trained with the source's own train split; the candidates are the source's own classes, of which training may have "
-        "seen others elsewhere.",
+        "seen others elsewhere. With one of the lung sources left out, the other one, of the same collection, stays in training.",
         markdown(head, rows),
     ]
 

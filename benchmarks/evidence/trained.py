@@ -16,7 +16,6 @@ class Trained:
     Attributes:
         steps: of each seed's training.
         cost: parameters and FLOPs.
-        seconds_per_step: median over the seeds.
         hashes: seed -> SHA-256 of its weights.
         code: seed -> SHA-256 of the package's code that trained it.
         val, test: its answers; val is empty where nothing is chosen.
@@ -24,7 +23,6 @@ class Trained:
 
     steps: int
     cost: Cost
-    seconds_per_step: float
     hashes: Mapping[int, str]
     code: Mapping[int, str]
     val: BySeed

@@ -1,7 +1,7 @@
 """Metrics, each as a function of the cases' weights, so that all resamples of a bootstrap are computed at once.
 
 A `Metric` holds what it needs of n cases and maps weights (draws, n) to values (draws,): weights of one give the plain
-value, how often a case was drawn gives a resample's. A value is NaN wherever its definition divides by nothing: no case,
+value, the weights of a resample give that of the resample. A value is NaN wherever its definition divides by nothing: no case,
 no positive, no negative. Cases that were not asked (an answer of -1, a score of NaN) count for nothing.
 """
 

@@ -2,11 +2,11 @@ import time
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from medpclip.evaluation.metrics import bootstrap as module
 from medpclip.evaluation.metrics.bootstrap import bootstrap, group_numbers, paired, percentile_interval, seed_of
-from medpclip.evaluation.metrics.metrics import BALANCED_ACCURACY, Metric, auroc, of_answers, value_of
+from medpclip.evaluation.metrics.metrics import BALANCED_ACCURACY, Metric, auroc, of_answers
 
 
 def planted(seed: int, n: int = 60, groups: int = 9, classes: int = 4, skill: float = 0.6):
@@ -20,16 +20,15 @@ def balanced(true, predicted) -> Metric:
     return of_answers(true, predicted, 4)[BALANCED_ACCURACY]
 
 
-def test_equals_the_naive_loop_over_resampled_groups():
+def test_equals_sklearn_with_the_groups_weights():
     true, predicted, groups = planted(0)
     found = bootstrap(balanced(true, predicted), groups, 25, 3, count=9)
     scores = np.round(predicted + np.random.default_rng(1).random(60), 1)
     area = bootstrap(auroc(true == 2, scores), groups, 25, 3, count=9)
-    picks = np.random.default_rng(3).integers(9, size=(25, 9))
-    for value, own_area, picked in zip(found, area, picks, strict=True):
-        rows = np.concatenate([np.flatnonzero(groups == g) for g in picked])
-        assert np.isclose(value, value_of(balanced(true[rows], predicted[rows]), len(rows)))
-        assert np.isclose(own_area, roc_auc_score(true[rows] == 2, scores[rows]))
+    for value, own_area, drawn in zip(found, area, np.random.default_rng(3).exponential(size=(25, 9)), strict=True):
+        weights = drawn[groups]
+        assert np.isclose(value, balanced_accuracy_score(true, predicted, sample_weight=weights))
+        assert np.isclose(own_area, roc_auc_score(true == 2, scores, sample_weight=weights))
 
 
 def test_resamples_that_are_kept_are_those_that_are_drawn_again(monkeypatch):
@@ -40,7 +39,7 @@ def test_resamples_that_are_kept_are_those_that_are_drawn_again(monkeypatch):
     assert module._kept.cache_info().currsize <= 2
     monkeypatch.setattr(module, "_CELLS", 100)  # too many to keep
     drawn = [bootstrap(metric, groups, 30, seed, count=9) for seed in seeds for metric in metrics]
-    assert all(np.array_equal(one, other) for one, other in zip(kept, drawn, strict=True))
+    assert all(np.allclose(one, other, rtol=0, atol=1e-12) for one, other in zip(kept, drawn, strict=True))
 
 
 def test_same_seed_same_draws_other_seed_others():
@@ -101,13 +100,19 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
     assert 0.82 <= held / 200 <= 0.97
 
 
+def test_a_class_that_one_group_has_is_in_every_resample():
+    """Its cases are all wrong, those of the other class all right: without it a resample would have 100 %."""
+    true, predicted = np.repeat([0, 1], [27, 3]), np.zeros(30, np.int64)
+    draws = bootstrap(balanced(true, predicted), np.arange(30) // 3, 1000, 0)
+    assert np.allclose(draws, 0.5)
+
+
 def test_percentiles_and_resamples_without_a_case():
     values = np.append(np.arange(101) / 100, np.nan)
     assert np.allclose(percentile_interval(values, 0.9), [0.05, 0.95])
     assert percentile_interval(np.full(3, np.nan), 0.9) is None
     one = balanced(np.array([0]), np.array([0]))
-    draws = bootstrap(one, np.array([0]), 200, 0, count=3)  # two of three groups are empty
-    assert np.isnan(draws).any() and set(draws[~np.isnan(draws)]) == {1.0}
+    assert set(bootstrap(one, np.array([0]), 200, 0, count=3)) == {1.0}  # two of three groups are empty
     nothing = np.zeros(0, np.int64)
     assert np.isnan(bootstrap(balanced(nothing, nothing), nothing, 5, 0)).all()
 
