@@ -125,6 +125,7 @@ COMPARATORS = tuple(
         "unprompted",
         "crop",
         "context_crop",
+        "placed_crop",
         "blurred",
         "greyed",
         "drawn_circle",

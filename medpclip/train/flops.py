@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from medpclip.models.fusions.alpha_channel import AlphaChannel
 from medpclip.models.fusions.conditioned import ConditionedFusion
-from medpclip.models.fusions.crops import Crop
+from medpclip.models.fusions.crops import Crop, PlacedCrop
 from medpclip.models.fusions.markers import Blurred, Marked
 from medpclip.models.fusions.pooling import Pooled
 from medpclip.models.fusions.region_tokens import PromptedAttention, RegionTokens
@@ -111,6 +111,8 @@ def _image_tower(model: RegionCLIP, kept: int) -> tuple[_Cost, _Cost]:
         region.products([fusion.alpha.weight], _patches(trunk), passes_back=False)
         _plain_pass(region, trunk, kept, written)
     elif isinstance(fusion, Crop):
+        if isinstance(fusion, PlacedCrop):
+            region.products(_matrices(fusion.place), 1, passes_back=False)
         _plain_pass(region, trunk, _patches(trunk), learns)  # crops keep all their patches
     elif isinstance(fusion, Marked):
         _plain_pass(region, trunk, kept, learns)

@@ -8,7 +8,7 @@ from medpclip.data.loading.windows import WindowSpec
 from medpclip.models.fusions.alpha_channel import AlphaChannel
 from medpclip.models.fusions.conditioned import ConditionedFusion
 from medpclip.models.fusions.config import FusionConfig, FusionKind
-from medpclip.models.fusions.crops import Crop, PromptedCrop
+from medpclip.models.fusions.crops import Crop, PlacedCrop, PromptedCrop
 from medpclip.models.fusions.interface import Fusion
 from medpclip.models.fusions.markers import Blurred, DrawnBox, DrawnCircle, Greyed
 from medpclip.models.fusions.pooling import MaskPooling, RoIAlign
@@ -46,6 +46,8 @@ def make_fusion(config: FusionConfig, trunk: Trunk, preprocess: Preprocess) -> F
     """
     if config.kind in _FREE:
         return _FREE[config.kind](preprocess)
+    if config.kind == "placed_crop":
+        return PlacedCrop(trunk, preprocess.image_size, CONTEXT)
     if config.kind == "alpha_channel":
         return AlphaChannel(trunk)
     if config.kind == "conditioned":

@@ -12,6 +12,7 @@ FusionKind = Literal[
     "unprompted",
     "crop",
     "context_crop",
+    "placed_crop",
     "blurred",
     "greyed",
     "drawn_circle",

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from medpclip.data.loading.windows import WindowSpec
 from medpclip.models.fusions.interface import Fusion
+from medpclip.models.fusions.place import Place
+from medpclip.models.fusions.regions import extents
 from medpclip.models.prompts import Prompts, Windows
 from medpclip.models.trunk.interface import Trunk
 
@@ -36,8 +38,32 @@ class Crop(Fusion):
         windows: Windows | None = None,
     ) -> tuple[Tensor, Tensor]:
         assert windows is not None, "crops are cut by whoever has the picture"
-        region = self.whole(trunk, windows.pixels.flatten(0, 1))
+        region = self.whole(trunk, windows.pixels.flatten(0, 1), added=self.added(prompts))
         return self.whole(trunk, images, keep), region.unflatten(0, windows.pixels.shape[:2])
+
+    def added(self, prompts: Prompts) -> Tensor | None:
+        """What the patches of crops (B * R, 1, width) start with besides their pixels; None for nothing."""
+        return None
+
+
+class PlacedCrop(Crop):
+    """A crop that is told which part of the image it is (our design), as region tokens are told where to look: all that a
+    crop can't see is what lies around it.
+
+    Args:
+        trunk: only its sizes are read here.
+        image_size: the trunk's input side, to which crops are resized.
+        context: side of the crop as a multiple of the longer side of the prompt's extent.
+    """
+
+    def __init__(self, trunk: Trunk, image_size: int, context: float) -> None:
+        super().__init__(image_size, context)
+        self.place = Place(trunk.width)
+
+    def added(self, prompts: Prompts) -> Tensor:
+        """The place and size of what each prompt points at."""
+        added: Tensor = self.place(extents(prompts)).flatten(0, 1).unsqueeze(1)
+        return added
 
 
 class PromptedCrop(Fusion):

@@ -41,6 +41,27 @@ def test_what_crops_ask_for(micro_trunk: Path) -> None:
 
 
 @torch.no_grad()
+def test_a_placed_crop_is_a_crop_whose_patches_start_with_the_place(micro_trunk: Path) -> None:
+    model, windows, images = build(micro_trunk, kind="placed_crop"), crops(), torch.randn(2, 3, 64, 64)
+    prompts = Prompts.empty(2, 3, 1, model.mask_grid)
+    prompts.boxes = torch.rand(2, 3, 4).sort(-1).values[..., [0, 1, 2, 3]]
+    prompts.box_valid[:] = True
+    plain = torch.stack([model.encode_image(own) for own in windows.pixels])
+    assert torch.allclose(model.encode_regions(images, prompts, windows=windows)[1], plain, atol=1e-5)  # at its start
+    model.fusion.place.linear.weight.normal_(generator=torch.Generator().manual_seed(1))
+    image, region = model.encode_regions(images, prompts, windows=windows)
+    assert torch.allclose(image, model.encode_image(images), atol=1e-5)
+    for b in range(2):
+        for r in range(3):
+            vector = model.fusion.place(prompts.boxes[b : b + 1, r : r + 1])[0, 0]
+            # A constant added to each patch is a bias of the convolution that makes them.
+            patches = model.trunk.embed(windows.pixels[b, r : r + 1], added=vector.expand(1, 16, -1))
+            expected = F.normalize(model.trunk.embeddings(patches)[0], dim=0)
+            assert torch.allclose(region[b, r], expected, atol=1e-5)
+            assert not torch.allclose(region[b, r], plain[b, r], atol=1e-3)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("glimpse", [0, 2])
 def test_a_prompted_crop_is_a_crop_under_a_box_around_all_of_it(micro_trunk: Path, glimpse: int) -> None:
     model, windows, images = build(micro_trunk, glimpse=glimpse), crops(), torch.randn(2, 3, 64, 64)
