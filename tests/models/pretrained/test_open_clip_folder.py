@@ -5,6 +5,7 @@ Tolerance: the same modules compute on the same numbers, so equal to the bit but
 
 import json
 import socket
+from dataclasses import asdict
 from pathlib import Path
 
 import open_clip
@@ -123,8 +124,7 @@ def save(model: RegionCLIP, config: ModelConfig, folder: Path) -> Path:
     folder.mkdir(parents=True)
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
     save_tokenizer(model.tokenizer, folder)
-    fusion = {"kind": "region_tokens", "prompt_dim": 16, "depths": None}
-    given = {"pretrained": config.pretrained, "image_size": config.image_size, "fusion": fusion}
+    given = {"pretrained": config.pretrained, "image_size": config.image_size, "fusion": asdict(config.fusion)}
     pixels = {"mean": model.preprocess.mean, "std": model.preprocess.std}
     meta = {"config": {"model": given}, "architecture": model.architecture, "preprocess": pixels}
     (folder / "meta.json").write_text(json.dumps(meta))
