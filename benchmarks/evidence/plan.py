@@ -116,7 +116,7 @@ def _part(name: str, *overrides: str) -> Run:
 TOKENS = _kind("region_tokens")
 GLIMPSE = _tokens("glimpse_4", "model.fusion.glimpse=4")
 CONDITIONED = _kind("conditioned")
-# Every comparator that passes the image on shows where the region is; this one of ours isn't told so in as many numbers.
+# Region tokens as they were at first: what being told the place in numbers, as no crop is, adds to them.
 NO_PLACE = _tokens("no_place", "model.fusion.parts=[start,keys,values,logits]")
 OURS = (TOKENS, GLIMPSE, CONDITIONED)
 COMPARATORS = tuple(

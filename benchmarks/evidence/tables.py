@@ -89,8 +89,10 @@ def _images(table: Table, runs: Mapping[str, Trained]) -> list[str]:
     if rows:
         caption = "The same questions answered by the region embedding of a box, minus the image embedding, in points:"
         out += [caption, markdown(["way", "label", "box", "difference"], rows)]
-    regions = [[n, *(percent(over_sources(run.test, MIXED, p, ACCURACY)) for p in PROMPTS)] for n, run in runs.items()]
-    return [*out, "The region question, in percent:", markdown(["way", *PROMPTS], regions)]
+    asked_regions = [
+        [n, *(percent(over_sources(run.test, MIXED, p, ACCURACY)) for p in PROMPTS)] for n, run in runs.items()
+    ]
+    return [*out, "The region question, in percent:", markdown(["way", *PROMPTS], asked_regions)]
 
 
 def _sources(table: Table, runs: Mapping[str, Trained]) -> list[str]:

@@ -113,7 +113,7 @@ def _image_tower(model: RegionCLIP, kept: int) -> tuple[_Cost, _Cost]:
     elif isinstance(fusion, Crop):
         if isinstance(fusion, PlacedCrop):
             region.products(_matrices(fusion.place), 1, passes_back=False)
-        _plain_pass(region, trunk, _patches(trunk), learns)  # crops keep all their patches
+        _plain_pass(region, trunk, _patches(trunk), written)  # crops keep all their patches
     elif isinstance(fusion, Marked):
         _plain_pass(region, trunk, kept, learns)
     if isinstance(fusion, Blurred):
