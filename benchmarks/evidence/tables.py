@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from figures import ACCURACY, figure, minus, over_sources, paired, recall_of, region
 from notation import NONE, markdown, percent, points
-from plan import MIXED, PROMPTS, REGION_SOURCES, Table, way_of
+from plan import ELSEWHERE, MIXED, PROMPTS, REGION_SOURCES, Table, way_of
 from region_tables import regions, validation
 from trained import Trained
 
@@ -97,22 +98,23 @@ def _images(table: Table, runs: Mapping[str, Trained]) -> list[str]:
 
 def _sources(table: Table, runs: Mapping[str, Trained]) -> list[str]:
     """Each source that some run was trained without: with it in training, and without."""
+    metrics = {"all": ACCURACY, ", ".join(ELSEWHERE): recall_of(ELSEWHERE)}
     rows = []
     for run in table.runs:
         whole = way_of(run)
-        for source in run.without:
-            for prompt in PROMPTS:
-                asked = Asked("region", source, prompt, "prompted")
-                seen, unseen = (figure(runs[name].test, asked, ACCURACY) for name in (whole, run.name))
-                if seen is not None and unseen is not None:
-                    alone = ", ".join(name for name in run.without if name != source) or NONE
-                    rows.append([source, alone, prompt, whole, percent(unseen), percent(seen), points(unseen - seen)])
-    rows.sort(key=lambda row: (row[0], row[1], PROMPTS.index(row[2])))
-    head = ["source", "also left out", "prompt", "way", "unseen", "seen", "difference"]
+        for source, prompt, classes in itertools.product(run.without, PROMPTS, metrics):
+            asked = region(source, prompt)
+            seen, unseen = (figure(runs[name].test, asked, metrics[classes]) for name in (whole, run.name))
+            if seen is not None and unseen is not None:
+                rows.append([source, classes, prompt, whole, percent(unseen), percent(seen), points(unseen - seen)])
+    rows.sort(key=lambda row: (row[0], list(metrics).index(row[1]), PROMPTS.index(row[2])))
+    left_out = "; ".join(dict.fromkeys(" and ".join(run.without) for run in table.runs if run.without))
+    head = ["source", "classes", "prompt", "way", "unseen", "seen", "difference"]
     return [
-        "Balanced accuracy in percent on the test split of a source that training saw nothing of, and of the same way "
-        "trained with the source's own train split; the candidates are the source's own classes, of which training may have "
-        "seen others elsewhere. With one of the lung sources left out, the other one, of the same collection, stays in training.",
+        f"Mean recall in percent on the test split of a source that training saw nothing of ({left_out} were left out "
+        "together), and of the same way trained with the source's own train split. Candidates are the source's own classes. "
+        "*all* are its classes, of which training may have seen some in other sources, or none; the others are those that it "
+        "certainly did. With one of the lung sources left out, the other one, of the same collection, stays in training.",
         markdown(head, rows),
     ]
 
