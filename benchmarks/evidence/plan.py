@@ -169,6 +169,12 @@ _ANCHORING = (
     replace(_tokens("then_regions_anchored", "loss.anchor_weight=0.5"), after="image_only"),
 )
 
+# As much of the loss for images as for regions; launch/evidence.yaml has three tenths.
+_EQUAL = tuple(
+    replace(run, name=f"{run.name}_equal_weights", overrides=(*run.overrides, "loss.image_weight=1"))
+    for run in (TOKENS, GLIMPSE)
+)
+
 RATES = (3.0e-4, 1.2e-3)  # beside that of launch/evidence.yaml
 
 
@@ -223,7 +229,7 @@ TABLES = {
         Table(
             "image_level",
             "Image level, beside the twin without regions",
-            (IMAGE_ONLY, TOKENS, GLIMPSE, CONDITIONED),
+            (IMAGE_ONLY, TOKENS, GLIMPSE, CONDITIONED, *_EQUAL),
             layout="images",
             against="image_only",
         ),
