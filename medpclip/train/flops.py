@@ -243,7 +243,8 @@ def _blocks(
 def _conditioned(
     region: _Cost, trunk: Trunk, fusion: ConditionedFusion, kept: int, learns: bool, written: bool
 ) -> None:
-    """A pass of its own for each prompt, above the first block that sees it."""
+    """A pass of its own for each prompt, above the first block that sees it. Keys and values of a prompt's few tokens, and
+    the products with them, are left out: under a hundredth of it."""
     tokens = trunk.prefix + kept
     region.products(_matrices(fusion.encoder), 1, passes_back=_learns(fusion.encoder))
     _blocks(region, trunk, kept, written, fusion.depths[0], first_alone=True)
