@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from figures import ACCURACY, figure, minus, over_sources, paired, recall_of, region
+from figures import ACCURACY, Figure, figure, mean_figure, minus, over_sources, paired, recall_of, region
 from notation import NONE, markdown, percent, points
 from plan import ELSEWHERE, MIXED, PROMPTS, REGION_SOURCES, Table, way_of
 from region_tables import regions, validation
@@ -69,27 +69,30 @@ def _images(table: Table, runs: Mapping[str, Trained]) -> list[str]:
     """The image embedding against the twin's, and images answered by the region embedding against the image's own."""
     asked = sorted({a for run in runs.values() for seed in run.test.values() for a in seed if a.section == "image"})
     own = [a for a in asked if a.comparator == "unprompted"]  # one for each label
-    score = {(n, a): figure(run.test, a, ACCURACY) for n, run in runs.items() for a in asked}
+    score: dict[tuple[str, Asked | None], Figure | None] = {}
+    for name, run in runs.items():
+        score |= {(name, a): figure(run.test, a, ACCURACY) for a in own}
+        score[name, None] = mean_figure([found for a in own if (found := score[name, a])])
     rows = []
     for name in runs:
         row = [name]
-        for a in own:
+        for a in (*own, None):
             apart = NONE if name == table.against else points(minus(score[name, a], score.get((table.against, a))))
             row += [percent(score[name, a]), apart]
         rows.append(row)
     out = [
         "Balanced accuracy of image-level questions in percent, by the image embedding, and its difference in points, "
         f"paired, to {table.against}; 95 % intervals over groups.",
-        markdown(["way", *(text for a in own for text in (a.name, "difference"))], rows),
+        markdown(["way", *(text for name in (*(a.name for a in own), "mean") for text in (name, "difference"))], rows),
     ]
     rows = []
-    for name in runs:
-        for a in own:
-            others = [b for b in asked if b.name == a.name and b.comparator == "prompted"]
-            rows += [[name, a.name, b.prompt, points(paired(runs[name].test, [(b, a)], ACCURACY))] for b in others]
+    for name, box in itertools.product(runs, sorted({a.prompt for a in asked if a.comparator == "prompted"})):
+        pairs = [(a._replace(prompt=box, comparator="prompted"), a) for a in own]
+        told = [points(paired(runs[name].test, some, ACCURACY)) for some in (*([pair] for pair in pairs), pairs)]
+        rows.append([name, box, *told])
     if rows:
         caption = "The same questions answered by the region embedding of a box, minus the image embedding, in points:"
-        out += [caption, markdown(["way", "label", "box", "difference"], rows)]
+        out += [caption, markdown(["way", "box", *(a.name for a in own), "mean"], rows)]
     asked_regions = [
         [n, *(percent(over_sources(run.test, MIXED, p, ACCURACY)) for p in PROMPTS)] for n, run in runs.items()
     ]
