@@ -117,7 +117,8 @@ def _sources(table: Table, runs: Mapping[str, Trained]) -> list[str]:
         f"Mean recall in percent on the test split of a source that training saw nothing of ({left_out} were left out "
         "together), and of the same way trained with the source's own train split. Candidates are the source's own classes. "
         "*all* are its classes, of which training may have seen some in other sources, or none; the others are those that it "
-        "certainly did. With one of the lung sources left out, the other one, of the same collection, stays in training.",
+        "did, red blood cells by the names of their kinds. With one of the lung sources left out, the other one, of the same "
+        "collection, stays in training.",
         markdown(head, rows),
     ]
 
