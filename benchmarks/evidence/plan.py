@@ -89,7 +89,7 @@ class Table:
         """On which its runs are measured: the validation split where something is chosen."""
         if self.layout == "validation":
             return ("val",)
-        return ("val", "test") if self.against == BEST else ("test",)
+        return ("val", "test") if self.layout == "regions" else ("test",)
 
 
 # Widths of the prompt encoder at which all models have within 3 % as many parameters.
@@ -115,10 +115,11 @@ def _part(name: str, *overrides: str) -> Run:
 
 TOKENS = _kind("region_tokens")
 GLIMPSE = _tokens("glimpse_4", "model.fusion.glimpse=4")
+GLIMPSE_6 = _tokens("glimpse_6", "model.fusion.glimpse=6")
 CONDITIONED = _kind("conditioned")
 # Region tokens as they were at first: what being told the place in numbers, as no crop is, adds to them.
 NO_PLACE = _tokens("no_place", "model.fusion.parts=[start,keys,values,logits]")
-OURS = (TOKENS, GLIMPSE, CONDITIONED)
+OURS = (TOKENS, GLIMPSE, GLIMPSE_6, CONDITIONED)
 COMPARATORS = tuple(
     _kind(kind)
     for kind in (
@@ -151,7 +152,8 @@ _ABLATIONS = (
     _part("last_3_blocks", "model.fusion.depths=[3,4,5]"),
     _part("glimpse_2", "model.fusion.glimpse=2"),
     GLIMPSE,
-    _part("glimpse_6", "model.fusion.glimpse=6"),
+    GLIMPSE_6,
+    _part("mean_positives", "loss.positives=mean"),
     _part("plain_infonce", "loss.positives=plain"),
     # Asked by what it was taught: a template would be news to it.
     replace(
