@@ -117,8 +117,9 @@ def test_models_of_the_main_table_are_of_one_size(evidence: dict[str, ModuleType
 
 def test_equal_compute(evidence: dict[str, ModuleType], tmp_path: Path) -> None:
     plan, costs, jobs = evidence["plan"], evidence["costs"], evidence["jobs"]
-    counted = {run.name: costs.Cost(1, 1, flops) for run, flops in zip(plan.OURS, (1.0e9, 2.0e9, 4.0e9), strict=True)}
-    table = plan.Table("t", "t", plan.OURS, equal_compute=True)
+    runs = (plan.TOKENS, plan.GLIMPSE, plan.CONDITIONED)
+    counted = {run.name: costs.Cost(1, 1, flops) for run, flops in zip(runs, (1.0e9, 2.0e9, 4.0e9), strict=True)}
+    table = plan.Table("t", "t", runs, equal_compute=True)
     made = jobs.make_jobs(table, tmp_path, [0, 1], 100, counted, "glimpse_4")
     assert [job.steps for job in made] == [200, 100, 50] * 2
     assert len({job.folder for job in made}) == 6
