@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from plan import IMAGES, REGIONS, TEXTS, Run
+from plan import IMAGES, REGIONS, Run
 from shards import ROOT
 
 import medpclip.models  # noqa: F401  (torch starts here, in the order the package needs)
@@ -33,23 +33,23 @@ class Cost:
 
 def count_costs(runs: Iterable[Run]) -> dict[str, Cost]:
     """Name -> cost. Models with the same overrides are built once."""
-    counted: dict[tuple[str, ...], Cost] = {}
+    counted: dict[tuple[int, tuple[str, ...]], Cost] = {}
     costs = {}
     for run in runs:
         changes = tuple(text for text in run.overrides if text.startswith(("model.", "loss.")))
-        if changes not in counted:
-            counted[changes] = _count(changes)
-        costs[run.name] = counted[changes]
+        if (run.texts, changes) not in counted:
+            counted[run.texts, changes] = _count(changes, run.texts)
+        costs[run.name] = counted[run.texts, changes]
     return costs
 
 
-def _count(overrides: tuple[str, ...]) -> Cost:
+def _count(overrides: tuple[str, ...], texts: int) -> Cost:
     config = load(TrainConfig, ROOT / "launch" / "evidence.yaml", [o for o in overrides if "anchor" not in o])
     model = build_model(config.model)
     parameters = sum(p.numel() for p in model.parameters())
     words = sum(p.numel() for name, p in model.named_parameters() if name.endswith("token_embedding.weight"))
     anchor = any("anchor_weight" in text for text in overrides)
     regions = REGIONS if config.loss.region_weight else 0
-    flops = count_flops(model, anchor=anchor).step(IMAGES, regions, TEXTS)
+    flops = count_flops(model, anchor=anchor).step(IMAGES, regions, texts)
     forward = count_flops(model, backward=False)
     return Cost(parameters, parameters - words, flops, forward.image, forward.region)

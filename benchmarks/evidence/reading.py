@@ -32,6 +32,7 @@ def trained_runs(
             costs[name],
             {seed: fact["weights_sha256"] for seed, fact in facts.items()},
             {seed: fact["code"] for seed, fact in facts.items()},
+            {job.seed: frozenset(_code(evaluation_folder(job, task, split)) for split in splits) for job in own},
             answers.get("val", {}),
             answers.get("test", {}),
         )
@@ -45,6 +46,11 @@ def _answers(jobs: Sequence[Job], task: Path, split: str) -> BySeed:
         given = read_answers(evaluation_folder(job, task, split))
         out[job.seed] = {asked: of_classes(answers, asked, learned) for asked, answers in given.items()}
     return out
+
+
+def _code(folder: Path) -> str:
+    code: str = json.loads((folder / "result.json").read_bytes())["code_sha256"]
+    return code
 
 
 def _train_classes(job: Job) -> dict[str, set[str]]:

@@ -15,6 +15,7 @@ from trained import Trained
 
 from medpclip.errors import MedpclipError
 from medpclip.evaluation.results.answers import Asked
+from medpclip.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def write_between_markers(page: Path, name: str, text: str) -> None:
     if old.count(begin) != 1 or old.count(end) != 1 or old.index(begin) > old.index(end):
         raise MedpclipError(f"{page}: lacks the line '{begin}' with '{end}' below it; add both where the table belongs")
     before, after = old[: old.index(begin) + len(begin)], old[old.index(end) :]
-    page.write_text(f"{before}\n{text}\n{after}", encoding="utf-8")
+    write_atomically(page, f"{before}\n{text}\n{after}".encode())
 
 
 def _images(table: Table, runs: Mapping[str, Trained]) -> list[str]:
@@ -189,9 +190,18 @@ def _all_but(terms: Iterable[str]) -> Callable:
 def _hashes(runs: Mapping[str, Trained], provenance: Provenance) -> str:
     rows = [[name, *(run.hashes[seed][:12] for seed in provenance.seeds)] for name, run in runs.items()]
     rows.append(["shards' manifests", *(provenance.manifests[seed][:12] for seed in provenance.seeds)])
-    for code in sorted({run.code[seed] for run in runs.values() for seed in provenance.seeds}):
-        by = [{name for name, run in runs.items() if run.code[seed] == code} for seed in provenance.seeds]
-        told = ["all" if len(names) == len(runs) else ", ".join(sorted(names)) or NONE for names in by]
-        rows.append([f"code {code[:12]}", *told])
+    for what, codes in (("code", _trained_by), ("measured by code", _measured_by)):
+        for code in sorted({one for run in runs.values() for seed in provenance.seeds for one in codes(run, seed)}):
+            by = [{name for name, run in runs.items() if code in codes(run, seed)} for seed in provenance.seeds]
+            told = ["all" if len(names) == len(runs) else ", ".join(sorted(names)) or NONE for names in by]
+            rows.append([f"{what} {code[:12]}", *told])
     head = ["SHA-256 of", *(f"seed {seed}" for seed in provenance.seeds)]
     return f"<details><summary>Hashes</summary>\n\n{markdown(head, rows)}\n\n</details>"
+
+
+def _trained_by(run: Trained, seed: int) -> frozenset[str]:
+    return frozenset({run.code[seed]})
+
+
+def _measured_by(run: Trained, seed: int) -> frozenset[str]:
+    return run.measured_by[seed]

@@ -18,6 +18,7 @@ class Trained:
         cost: parameters and FLOPs.
         hashes: seed -> SHA-256 of its weights.
         code: seed -> SHA-256 of the package's code that trained it.
+        measured_by: seed -> SHA-256 of the package's code that measured it, on any split.
         val, test: its answers; val is empty where nothing is chosen.
     """
 
@@ -25,5 +26,6 @@ class Trained:
     cost: Cost
     hashes: Mapping[int, str]
     code: Mapping[int, str]
+    measured_by: Mapping[int, frozenset[str]]
     val: BySeed
     test: BySeed

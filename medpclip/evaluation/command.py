@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from medpclip.evaluation.task import Task
 
 FEATURES = "features"  # the cache's folder in --out
+FIGURES = "figures.csv"
 _PATIENCE = 6 * 3600.0  # seconds that processes wait for the slowest
 _MOST_WORKERS = 8
 
@@ -23,9 +24,9 @@ def add_parser(verbs: Any) -> None:
     parser: argparse.ArgumentParser = verbs.add_parser(
         "eval",
         help="measure a model: image level, and regions by box, point and mask beside other ways to embed them",
-        description="Measure a model on a task file. Writes result.json, predictions.jsonl and report.html; of a suite, into a "
-        "folder for each task, and suite.json. What was computed is kept, so an evaluation that was cut off goes on where it "
-        "was. Started by torchrun or srun, processes share the work.",
+        description="Measure a model on a task file. Writes result.json, figures.csv, predictions.jsonl and report.html; of a "
+        "suite, into a folder for each task, and suite.json and figures.csv for all. What was computed is kept, so an evaluation "
+        "that was cut off goes on where it was. Started by torchrun or srun, processes share the work.",
         epilog="'medpclip eval compare A B' compares two results.",
         usage="medpclip eval TASK.yaml|SUITE.yaml [KEY=VALUE ...] --model MODEL --out DIR [--data DIR ...] [--ema]\n"
         "                     [--device DEVICE] [--cache DIR | --no-cache] [--workers N] [--batch-size N]",
@@ -118,6 +119,7 @@ def _measure(
     from medpclip.evaluation.corpus import read_corpus
     from medpclip.evaluation.embedding.features import Features
     from medpclip.evaluation.report.report import render_report, run_log
+    from medpclip.evaluation.results.frame import figures_csv
     from medpclip.evaluation.results.predictions import prediction_lines
     from medpclip.evaluation.results.result import build_result
     from medpclip.evaluation.run import run_task
@@ -157,6 +159,7 @@ def _measure(
             # The result comes last: where it is, the others are.
             _write(out / "predictions.jsonl", prediction_lines(evaluation))
             _write(out / "report.html", page.encode())
+            _write(out / FIGURES, figures_csv([result]))
             _write(out / RESULT, dump_json(result))
             _show(result, out)
         except MedpclipError as found:
@@ -178,10 +181,12 @@ def _show(result: dict[str, Any], out: Path) -> None:
 
 
 def _finish_suite(out: Path, name: str, folders: list[str]) -> None:
-    from medpclip.evaluation.suite import FILE, suite_summary, suite_table
+    from medpclip.evaluation.results.frame import figures_csv
+    from medpclip.evaluation.suite import FILE, read_result, suite_summary, suite_table
     from medpclip.files import dump_json
 
     summary = suite_summary(name, out, folders)
+    _write(out / FIGURES, figures_csv([read_result(out / folder) for folder in folders]))
     _write(out / FILE, dump_json(summary))
     print(f"\n{suite_table(summary).text()}\n\nsuite: {out / FILE}")
 

@@ -8,8 +8,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from torch import Tensor, nn
 from medpclip.errors import MedpclipError
 from medpclip.evaluation.code import code_sha256
 from medpclip.evaluation.results.exposure import read_trained_on
-from medpclip.evaluation.results.result import ModelFacts, weights_sha256
+from medpclip.evaluation.results.result import EMBEDDING_PACKAGES, ModelFacts, installed_version, weights_sha256
 from medpclip.export.folder import REPORT
 from medpclip.models.load import (
     CHECKPOINTS,
@@ -39,9 +37,8 @@ from medpclip.models.region_clip import ModelConfig, RegionCLIP
 from medpclip.models.tokenizer import tokenizer_hashes
 
 TOWER = "clip_vision_model"  # `model_type` of an exported tower's config.json
-_VERSIONS = ("medpclip", "torch", "open_clip_torch", "timm", "transformers", "numpy", "pillow", "simplejpeg")
 # Code by which an embedding is made of a picture or a text.
-_CODE = ("models", "data/loading", "evaluation/embedding", "evaluation/subject.py", "export")
+_CODE = ("models", "data/loading", "evaluation/embedding", "evaluation/corpus.py", "evaluation/subject.py", "export")
 
 
 @dataclass
@@ -103,7 +100,7 @@ class Subject:
 
     def identity(self) -> str:
         """All that its embeddings of an image, a region or a text depend on: weights, settings, and who computes."""
-        versions = {name: _version(name) for name in _VERSIONS}
+        versions = {name: installed_version(name) for name in EMBEDDING_PACKAGES}
         made_by = [versions, code_sha256(*_CODE)]
         return json.dumps([self.facts.weights_sha256, self.settings(), made_by], sort_keys=True)
 
@@ -248,11 +245,3 @@ def _tower_colours(folder: Path) -> tuple[Colour, Colour]:
                 f"{folder / REPORT}: keys 'mean' and 'std' aren't three numbers each; export it again"
             ) from None
     return normalisation(folder, Pretrained.mean, Pretrained.std)
-
-
-@cache
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -102,6 +102,12 @@ def read_finished(folder: Path, same: dict[str, Any]) -> dict[str, Any] | None:
     return result if isinstance(result, dict) and stamp(result) == same else None
 
 
+def read_result(folder: Path) -> dict[str, Any]:
+    """The result of a task that this process has written or found finished."""
+    result: dict[str, Any] = json.loads((folder / RESULT).read_bytes())
+    return result
+
+
 def stamp(result: dict[str, Any]) -> dict[str, Any]:
     """What decides a result's figures."""
     model = result.get("model")
@@ -123,7 +129,7 @@ def suite_summary(name: str, out: Path, folders: Sequence[str]) -> dict[str, Any
 
     tasks = []
     for folder in folders:
-        result = json.loads((out / folder / RESULT).read_bytes())
+        result = read_result(out / folder)
         rows = [row for key in ("headline", "rows") for row in result[key]]
         main = [row for row in rows if row["metric"].startswith(PRIMARY[row["section"]])]
         tasks.append({"name": result["task"]["name"], "folder": folder, "model": result["model"], "rows": main})

@@ -83,7 +83,7 @@ class ImageTask:
     prompts: list[ImagePrompt] = field(default_factory=lambda: ["none"])
 
     def __post_init__(self) -> None:
-        if self.label != "modality" and not (self.label.startswith("labels.") and len(self.label) > len("labels.")):
+        if not _is_image_label(self.label):
             raise ValueError(f"label is {self.label!r}, expected 'modality' or 'labels.KEY'")
         _check_templates(self.templates)
         if self.label == "modality" and any("modality" in fill_ins(t) for t in self.templates):
@@ -169,7 +169,7 @@ class ProbeTask:
     prompts: list[PromptKind] = field(default_factory=lambda: ["box"])
 
     def __post_init__(self) -> None:
-        if self.label not in ("modality", "region") and not self.label.startswith("labels."):
+        if self.label != "region" and not _is_image_label(self.label):
             raise ValueError(f"label is {self.label!r}, expected 'modality', 'labels.KEY' or 'region'")
         if self.neighbours < 1 or (self.shots is not None and self.shots < 1):
             raise ValueError("expected 'neighbours' and 'shots' of at least 1")
@@ -316,6 +316,10 @@ def _questions(task: Task) -> Counter[str]:
     return found
 
 
+def _is_image_label(label: str) -> bool:
+    return label == "modality" or (label.startswith("labels.") and label != "labels.")
+
+
 def _check_different(key: str, values: Sequence[object]) -> None:
     if len(set(values)) < len(values):
         raise ValueError(f"{key} is {list(values)}, where one is named twice")
@@ -327,7 +331,9 @@ def _check_templates(templates: list[str]) -> None:
     for template in templates:
         try:
             names = fill_ins(template)
-        except ValueError as error:
+            if not names - set(_FILL_INS):
+                template.format(**dict.fromkeys(_FILL_INS, "x"))
+        except (ValueError, IndexError, AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"template {template!r} is malformed ({error})") from None
         if unknown := names - set(_FILL_INS):
             raise ValueError(

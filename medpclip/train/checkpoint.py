@@ -20,6 +20,7 @@ import os
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,18 @@ from medpclip.data.loading.loader import check_state, loader_state
 from medpclip.data.shards import MANIFEST, ShardFolder, read_manifest
 from medpclip.distributed import World
 from medpclip.errors import MedpclipError
+from medpclip.evaluation.results.exposure import read_trained_on
 from medpclip.files import dump_json, file_sha256, flush_to_disk, write_atomically
-from medpclip.models.load import CHECKPOINTS, EMA, META, WEIGHTS, checkpoints, read_meta
+from medpclip.models.load import (
+    CHECKPOINTS,
+    EMA,
+    META,
+    WEIGHTS,
+    checkpoints,
+    find_checkpoint,
+    is_checkpoint,
+    read_meta,
+)
 from medpclip.models.tokenizer import Tokenizer, save_tokenizer
 from medpclip.train.config import CheckpointConfig, TrainConfig, public_config
 from medpclip.train.engines import Engine
@@ -225,8 +236,11 @@ def _meta(engine: Engine, config: TrainConfig, step: int, world: World) -> dict[
     }
 
 
-def trained_on(config: TrainConfig) -> dict[str, list[str]]:
-    """What an evaluation needs to tell seen from unseen: splits, sources, and the terms of regions."""
+def trained_on(config: TrainConfig) -> dict[str, list[str]] | None:
+    """What an evaluation needs to tell seen from unseen: splits, sources, and the terms of regions.
+
+    What the checkpoint has seen that the run began with counts, too. None where that doesn't say what it saw.
+    """
     sources, terms = set[str](), set[str]()
     for folder in (source.folder for source in data_sources(config.data)):
         manifest = read_manifest(folder)
@@ -235,12 +249,29 @@ def trained_on(config: TrainConfig) -> dict[str, list[str]]:
         # A folder that neither a recipe nor the phantoms made may not name its source, but its samples do.
         sources.add(name if isinstance(name, str) else ShardFolder(folder, config.data.split).sample(0).source)
         terms |= manifest["splits"][config.data.split]["category"].keys()
-    return {
+    seen = {
         "splits": [config.data.split],
         "sources": sorted(sources),
         "terms": sorted(terms - set(config.data.leave_out_terms)),
         "manifests": [sha for name, sha in data_hashes(config).items() if name.isdecimal()],
     }
+    if config.model.pretrained is None or not _is_ours(config.model.pretrained):
+        return seen
+    before = _seen_before(config.model.pretrained)
+    return before and {key: sorted({*values, *before[key]}) for key, values in seen.items()}
+
+
+@functools.cache
+def _is_ours(pretrained: str) -> bool:
+    return is_checkpoint(Path(pretrained))
+
+
+@functools.cache
+def _seen_before(pretrained: str) -> dict[str, list[str]] | None:
+    """What a checkpoint says that it was trained on; read once, since its folder may go away during a run."""
+    folder = find_checkpoint(Path(pretrained))
+    block = read_trained_on(read_meta(folder), f"{folder / META}")
+    return None if block is None else asdict(block)
 
 
 def _versions() -> dict[str, str]:

@@ -102,6 +102,7 @@ class _Run:
         model = build_model(config.model)
         self.initial = fingerprint(model)
         check_alike(world, config, self.initial)
+        self.seen = trained_on(config)
         size, fill = model.preprocess.image_size, model.preprocess.fill
         dataset = open_dataset(config.data, size, model.mask_grid, fill, config.seed, model.fusion.window)
         self._prepare_evaluation(model)
@@ -158,7 +159,7 @@ class _Run:
 
             try:
                 tasks = read_tasks(self.config.evaluation.tasks)
-                seen = TrainedOn(**trained_on(self.config))
+                seen = None if self.seen is None else TrainedOn(**self.seen)
                 self.evaluator = Evaluator(model, tasks, self.device, self.config.out, seen)
             except MedpclipError as error:
                 problem = error

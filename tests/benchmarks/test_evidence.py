@@ -231,9 +231,11 @@ def test_tables_are_made_of_any_layout(evidence: dict[str, ModuleType]) -> None:
                     some = given[Asked("region", "btcv_ct", "box", "prompted")]
                     given[Asked(section, name, prompt, comparator)] = some
             hashes, code = {0: "a" * 64, 1: "b" * 64}, {0: "e" * 64, 1: "f" * 64}
-            runs[run.name] = trained.Trained(9, costs.Cost(10, 5, 1e9), hashes, code, by_seed, by_seed)
+            measured_by = dict.fromkeys((0, 1), frozenset({"1" * 64, "2" * 64}))
+            runs[run.name] = trained.Trained(9, costs.Cost(10, 5, 1e9), hashes, code, measured_by, by_seed, by_seed)
         text = tables.render(table, runs, tables.Provenance("the command", [0, 1], {0: "c" * 64, 1: "d" * 64}))
         assert "the command" in text and "aaaaaaaaaaaa" in text and "nan" not in text
+        assert "| measured by code 222222222222 | all | all |" in text
         rows = [line for line in text.splitlines() if line.startswith("|")]
         assert "| code eeeeeeeeeeee | all | – |" in rows
         assert any(plan.way_of(run) in row for run in table.runs for row in rows)
@@ -251,7 +253,8 @@ def test_a_best_comparator_is_compared_by_the_prompts_that_another_is_best_by(
     table, runs = plan.TABLES["main"], {}
     for run in table.runs:
         by_seed = {0: random_run(np.random.default_rng(0), dict.fromkeys(plan.MIXED, 3), 0.8)}
-        runs[run.name] = trained.Trained(9, costs.Cost(10, 5, 1e9), {0: "a" * 64}, {0: "e" * 64}, by_seed, by_seed)
+        hashes, code, measured_by = {0: "a" * 64}, {0: "e" * 64}, {0: frozenset("f")}
+        runs[run.name] = trained.Trained(9, costs.Cost(10, 5, 1e9), hashes, code, measured_by, by_seed, by_seed)
     best = {"box": "crop", "point": "crop", "mask": "blurred"}
     monkeypatch.setattr(evidence["region_tables"], "_against", lambda table, runs, prompt: best[prompt])
     text = tables.render(table, runs, tables.Provenance("c", [0], {0: "c" * 64}))
@@ -268,7 +271,7 @@ def test_a_picture_shows_every_way_and_is_the_same_each_time(evidence: dict[str,
     runs = {}
     for i, run in enumerate(plan.TABLES["main"].runs):
         by_seed = {0: random_run(np.random.default_rng(i), dict.fromkeys(plan.MIXED, 3), 0.4 + 0.04 * i)}
-        runs[run.name] = trained.Trained(9, costs.Cost(1, 1, 1.0), {0: "a"}, {0: "b"}, {}, by_seed)
+        runs[run.name] = trained.Trained(9, costs.Cost(1, 1, 1.0), {0: "a"}, {0: "b"}, {0: frozenset("c")}, {}, by_seed)
     for name in ("a.svg", "b.svg"):
         picture.draw_ways(runs, tmp_path / "images" / name)
     drawn = (tmp_path / "images" / "a.svg").read_text()

@@ -72,7 +72,9 @@ def test_writes_result_predictions_and_report_and_prints_the_tables(task, tmp_pa
     printed = capsys.readouterr().out
     assert "Regions: balanced accuracy" in printed and str(out / "report.html") in printed
     assert "left out: prompted: the model was never trained with prompts" in printed
-    assert sorted(p.name for p in out.iterdir()) == ["features", "predictions.jsonl", "report.html", "result.json"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "features", "figures.csv", "predictions.jsonl", "report.html", "result.json"
+    ]  # fmt: skip
     result = json.loads((out / "result.json").read_text())
     assert result["task"]["batch_size"] == 4 and result["model"]["step"] is None
     assert result["data"] == [{"folder": shards.name, "manifest_sha256": file_sha256(shards / "manifest.json")}]
@@ -200,7 +202,7 @@ def test_a_suite_goes_on_where_it_was(task, shards, tmp_path, capsys, monkeypatc
     assert [(entry["name"], entry["folder"]) for entry in summary["tasks"]] == [("one", "one"), ("two", "two")]
     sections = {row["section"] for entry in summary["tasks"] for row in entry["rows"]}
     assert sections == {"region", "image"} and summary["name"] == "both"
-    assert sorted(p.name for p in out.iterdir()) == ["features", "one", "suite.json", "two"]
+    assert sorted(p.name for p in out.iterdir()) == ["features", "figures.csv", "one", "suite.json", "two"]
 
     assert evaluate(*command_line[:1], "region.prompts=[box]", "seed=5", *command_line[2:]) == 0  # another question
     assert "measured before" not in capsys.readouterr().out

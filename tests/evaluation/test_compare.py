@@ -195,6 +195,19 @@ def test_unusable_input_is_one_line(good, tmp_path):
     (broken / "result.json").write_text('{"format": 1}')
     with pytest.raises(MedpclipError, match="key 'format' is 1, expected 2"):
         parse_and_run([str(good), str(broken)])
+    (broken / "result.json").write_text('{"format": 2}')
+    with pytest.raises(MedpclipError, match="result.json: key 'task' is missing or no dict; evaluate again"):
+        parse_and_run([str(good), str(broken)])
+    rest = json.loads((good / "result.json").read_text())
+    for change, told in (({"rows": [{}]}, "a row lacks one of the keys"), ({"rows": {}}, "key 'rows' is .* no list")):
+        (broken / "result.json").write_text(json.dumps(rest | change))
+        with pytest.raises(MedpclipError, match=told):
+            parse_and_run([str(good), str(broken)])
+    odd = [row | {"metric": "acuracy"} for row in rest["rows"]]
+    (broken / "result.json").write_text(json.dumps(rest | {"rows": odd, "headline": []}))
+    (broken / "predictions.jsonl").write_bytes((good / "predictions.jsonl").read_bytes())
+    with pytest.raises(MedpclipError, match=r"doesn't give the result\.json beside it"):
+        parse_and_run([str(good), str(broken), "--anyway"])
     with pytest.raises(MedpclipError, match="no figure of acuracy in common"):
         parse_and_run([str(good), str(good), "--metric", "acuracy"])
     with pytest.raises(SystemExit) as caught:

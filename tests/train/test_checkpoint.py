@@ -2,6 +2,8 @@
 
 import json
 import resource
+import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -107,10 +109,35 @@ def test_meta_says_what_it_was_trained_on(engine: LocalEngine, config: TrainConf
     assert meta["code"] == code_hash() and len(code_hash()) == 64 and meta["device"] == "cpu"
 
 
+def test_what_the_first_stage_saw_was_seen(engine: LocalEngine, config: TrainConfig, tmp_path: Path) -> None:
+    first = save_checkpoint(engine, config, 1)
+    meta = read_meta(first)
+    meta["trained_on"] = {
+        "splits": ["val"],
+        "sources": ["elsewhere"],
+        "terms": ["a term of it"],
+        "manifests": ["0" * 64],
+    }
+    before, silent = tmp_path / "before", tmp_path / "silent"
+    for folder, told in ((before, meta), (silent, {key: meta[key] for key in meta if key != "trained_on"})):
+        folder.mkdir()
+        (folder / "meta.json").write_text(json.dumps(told))
+    alone = trained_on(config)
+    assert alone is not None
+    second = replace(config, model=replace(config.model, pretrained=str(before)))
+    assert trained_on(second) == {key: sorted({*alone[key], *meta["trained_on"][key]}) for key in alone}
+    shutil.rmtree(before)  # a run that has begun remembers
+    assert "elsewhere" in read_meta(save_checkpoint(engine, second, 2))["trained_on"]["sources"]
+    assert trained_on(replace(config, model=replace(config.model, pretrained=str(silent)))) is None
+    assert trained_on(replace(config, model=replace(config.model, pretrained="openai"))) == alone
+
+
 def test_terms_that_are_left_out_were_not_trained_on(config: TrainConfig) -> None:
-    first, *others = trained_on(config)["terms"]
+    seen = trained_on(config)
+    assert seen is not None
+    first, *others = seen["terms"]
     config.data.leave_out_terms = [first]
-    assert trained_on(config)["terms"] == others
+    assert trained_on(config) == seen | {"terms": others}
 
 
 @pytest.mark.parametrize(("key", "value"), [("torch", "1.0"), ("medpclip", "0.0.1"), ("device", "cuda (a GPU)")])

@@ -40,11 +40,6 @@ def bootstrap(metric: Metric, groups: np.ndarray, draws: int, seed: int, count: 
     return np.concatenate([metric(weights[:, groups]) for weights in parts])
 
 
-def paired(one: Metric, other: Metric, groups: np.ndarray, draws: int, seed: int) -> np.ndarray:
-    """`one` minus `other` in the same resamples, (draws,); both are metrics of the same n cases."""
-    return bootstrap(one, groups, draws, seed) - bootstrap(other, groups, draws, seed)
-
-
 def group_numbers(groups: Sequence[tuple[str, ...]]) -> np.ndarray:
     """The cases' groups -> (n,) int64 numbers in the groups' sorted order, whatever the cases' order."""
     numbers = {group: number for number, group in enumerate(sorted(set(groups)))}

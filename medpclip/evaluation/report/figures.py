@@ -79,11 +79,14 @@ def prompted_picture(case: Case, kind: str, seed: int, size: int = 320) -> bytes
             pen.rectangle((*low, max(low[0], x + w + grow), max(low[1], y + h + grow)), outline=colour)
     elif kind == "mask" and (mask := case.region.mask()) is not None:
         picture = _contoured(picture, mask)
-    elif kind == "point":
+    elif kind in ("point", "scribble"):
         window = Window.whole(width, height)
-        prompt = region_prompt(case, "point", 1, seed)
+        prompt = region_prompt(case, "point" if kind == "point" else "scribble", 1, seed)
         assert prompt is not None
         for x, y in (prompt.points * window.side + (window.left, window.top)) * scale:
+            if kind == "scribble":
+                pen.ellipse((x - 4, y - 4, x + 4, y + 4), fill=_LIGHT, outline=_DARK)
+                continue
             for radius, line, colour in ((10, 6, _DARK), (9, 3, _LIGHT)):
                 pen.ellipse((x - radius, y - radius, x + radius, y + radius), outline=colour, width=line - 1)
                 pen.line((x - 4, y, x + 4, y), fill=colour, width=line - 1)

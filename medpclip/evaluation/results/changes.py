@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,16 @@ from medpclip.evaluation.results.answers import Answers, Asked, common
 from medpclip.evaluation.results.measures import LOWER_IS_BETTER, Measured, mean_of, measure, metrics_of
 from medpclip.evaluation.results.predictions import read_predictions
 from medpclip.evaluation.results.result import FORMAT, asked_by
-from medpclip.evaluation.results.rows import MEAN
+from medpclip.evaluation.results.rows import MEAN, Row
 from medpclip.evaluation.task import WRONG_REGION, Bootstrap
 
 _RESULT, _PREDICTIONS = "result.json", "predictions.jsonl"
+_ROW = {field.name for field in fields(Row)}
+# What is read of a result, and as what.
+_WHOLE = {
+    "task": dict, "task_sha256": str, "lexicon_sha256": str, "model": dict, "versions": dict, "data": list,
+    "headline": list, "rows": list,
+}  # fmt: skip
 ROUNDING = 1e-6  # of a figure: by another batch size, or read back from predictions.jsonl
 
 
@@ -167,9 +173,14 @@ def compare(
         for side in (a[name], b[name]):
             _read_answers(side)
         changes = _changes(name, a[name], b[name], level, metrics)
-        out.changes += [replace(change, regressed=change.is_worse(tolerance, strict)) for change in changes]
         rows, others = a[name].rows, b[name].rows
         chosen = [key for key in {**rows, **others} if not metrics or key[1] in metrics]
+        paired = set[tuple[Asked, str]]()
+        for change in changes:
+            out.changes.append(replace(change, regressed=change.is_worse(tolerance, strict)))
+            paired.add((Asked(change.section, change.name, change.prompt, change.comparator), change.metric))
+        alone = [_words(name, *key) for key in chosen if key in rows and key in others and key not in paired]
+        out.notes += [f"{words}: not compared, A and B have no cases or sources in common for it" for words in alone]
         out.missing += [_words(name, *key) for key in chosen if key not in others]
         out.new += [_words(name, *key) for key in chosen if key not in rows]
     if not out.changes:
@@ -272,7 +283,8 @@ def _read_answers(side: Measurement) -> None:
         if asked.name == MEAN:
             continue
         given = side.answers.get(asked)
-        value = None if given is None else value_of(metrics_of(given, bins)[metric], len(given))
+        scored = None if given is None else metrics_of(given, bins).get(metric)
+        value = None if given is None or scored is None else value_of(scored, len(given))
         if value is None or abs(value - row["value"]) > ROUNDING:
             raise MedpclipError(
                 f"{path}: doesn't give the {_RESULT} beside it ({_words('', asked, metric)}); evaluate again"
@@ -287,6 +299,11 @@ def _read_result(path: Path) -> dict[str, Any]:
     if not isinstance(result, dict) or result.get("format") != FORMAT:
         found = result.get("format") if isinstance(result, dict) else None
         raise MedpclipError(f"{path}: key 'format' is {found!r}, expected {FORMAT}; evaluate again with this version")
+    for key, kind in _WHOLE.items():
+        if not isinstance(result.get(key), kind):
+            raise MedpclipError(f"{path}: key '{key}' is missing or no {kind.__name__}; evaluate again")
+    if not all(isinstance(row, dict) and row.keys() >= _ROW for row in [*result["headline"], *result["rows"]]):
+        raise MedpclipError(f"{path}: a row lacks one of the keys {', '.join(sorted(_ROW))}; evaluate again")
     return result
 
 

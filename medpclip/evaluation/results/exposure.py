@@ -16,7 +16,7 @@ EXPOSURES: tuple[Exposure, ...] = ("unknown", "seen source", "unseen source", "u
 
 @dataclass
 class TrainedOn:
-    """What a checkpoint's training saw. What a pretrained trunk saw before is not in it.
+    """What a checkpoint's training saw, and that of the checkpoints it began with. What weights of others saw is not in it.
 
     Attributes:
         splits: of the manifests.

@@ -46,7 +46,7 @@ def read_predictions(path: Path, classes: dict[tuple[str, str], list[str]]) -> d
     """
     lines: dict[Asked, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
     try:
-        for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+        for line in map(json.loads, path.read_bytes().splitlines()):
             for prompt, answers in line["answers"].items():
                 for comparator, answer in answers.items():
                     asked = Asked(line["section"], line["name"], prompt, comparator)

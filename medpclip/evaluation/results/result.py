@@ -8,6 +8,7 @@ import math
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ from medpclip.evaluation.scores import Evaluation
 from medpclip.evaluation.task import COMPARATORS, Task
 
 FORMAT = 2
-_PACKAGES = ("medpclip", "torch", "open_clip_torch", "numpy", "pillow", "scikit-learn")
+# Packages by which embeddings are made; figures depend on scikit-learn, too.
+EMBEDDING_PACKAGES = ("medpclip", "torch", "open_clip_torch", "timm", "transformers", "numpy", "pillow", "simplejpeg")
+_PACKAGES = (*EMBEDDING_PACKAGES, "scikit-learn")
 # Keys of a task that don't change what is asked: the data are known by their manifests.
 _NOT_ASKED = ("name", "data", "published", "batch_size", "prompts_per_pass")
 
@@ -69,7 +72,7 @@ def build_result(task: Task, model: ModelFacts, corpus: Corpus, evaluation: Eval
         "data": [{"folder": name, "manifest_sha256": digest} for name, digest in corpus.manifests],
         "lexicon_sha256": lexicon_sha256(),
         "code_sha256": code_sha256(),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+        "versions": {"python": platform.python_version()} | {name: installed_version(name) for name in _PACKAGES},
         "seed": task.seed,
         "warnings": trained_on_warnings(trained, task.split, corpus.manifests),
         "published": [asdict(figure) for figure in task.published],
@@ -147,7 +150,9 @@ def _reliability(asked: Asked, given: Choices, bins: int) -> dict[str, Any]:
     return asked._asdict() | {"bins": [asdict(one) for one in curve]}
 
 
-def _version(package: str) -> str | None:
+@cache
+def installed_version(package: str) -> str | None:
+    """A package's version; None where it isn't installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

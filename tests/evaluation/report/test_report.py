@@ -143,7 +143,7 @@ def test_a_task_with_one_question_has_only_its_sections(measured):
     assert "images" in page.ids and not {"regions", "robustness", "training", "left-out"} & set(page.ids)
 
 
-@pytest.mark.parametrize("kind", ["box", "point", "mask"])
+@pytest.mark.parametrize("kind", ["box", "point", "mask", "scribble"])
 def test_the_prompt_is_drawn_where_it_is(kind):
     case = cases(3, True)[2]
     plain, drawn = (

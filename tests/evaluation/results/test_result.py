@@ -145,6 +145,15 @@ def test_every_figure_can_be_had_again_from_the_predictions(result, tmp_path):
                 np.testing.assert_equal(value, getattr(made[asked], name), err_msg=f"{asked} {name}")
 
 
+def test_predictions_may_hold_any_character(tmp_path):
+    scored = scores(n=6)
+    odd = [name + chr(0x2028) + chr(0x85) + "\r\n" for name in CLASSES]
+    path = tmp_path / "predictions.jsonl"
+    path.write_bytes(prediction_lines(Evaluation([replace(scored, classes=odd)])))
+    [some, _] = read_predictions(path, {("region", "s"): odd}).values()
+    assert some.classes == odd and len(some) == 6
+
+
 def test_the_headline_is_the_mean_of_the_mixed_sources_and_its_differences_are_paired(result):
     head = find(result["headline"], comparator="prompted", metric="balanced_accuracy")
     parts = [
