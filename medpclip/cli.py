@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -14,10 +15,13 @@ from typing import Any
 from medpclip import __version__
 from medpclip.errors import MedpclipError
 
+_OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
+
 
 class _Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As ever, and "train plot" and "eval compare", verbs of two words beside ones that take a file."""
+        """As ever, and "train plot" and "eval compare", verbs of two words beside ones that take a file; overrides
+        (KEY=VALUE) may stand among the options or after them."""
         words = list(sys.argv[1:] if args is None else args)
         if words[:2] == ["eval", "compare"]:
             from medpclip.evaluation.compare import parse_and_run
@@ -25,7 +29,12 @@ class _Parser(argparse.ArgumentParser):
             return argparse.Namespace(run=lambda _: parse_and_run(words[2:]))
         if words[:2] == ["train", "plot"]:
             words[:2] = ["train plot"]
-        return super().parse_args(words, namespace)
+        found, rest = super().parse_known_args(words, namespace)
+        if rest and hasattr(found, "overrides") and all(_OVERRIDE.match(word) for word in rest):
+            found.overrides += rest
+        elif rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return found
 
 
 def build_parser() -> argparse.ArgumentParser:

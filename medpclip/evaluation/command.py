@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from medpclip.evaluation.task import Task
 
 FEATURES = "features"  # the cache's folder in --out
-FIGURES = "figures.csv"
 _PATIENCE = 6 * 3600.0  # seconds that processes wait for the slowest
 _MOST_WORKERS = 8
 
@@ -36,7 +35,7 @@ def add_parser(verbs: Any) -> None:
         "overrides",
         nargs="*",
         metavar="KEY=VALUE",
-        help="change the task, or all tasks of a suite, as region.prompts=[box] (before the options)",
+        help="change the task, or all tasks of a suite, as region.prompts=[box]",
     )
     parser.add_argument(
         "--model",
@@ -124,7 +123,7 @@ def _measure(
     from medpclip.evaluation.results.result import build_result
     from medpclip.evaluation.run import run_task
     from medpclip.evaluation.scores import Evaluation
-    from medpclip.evaluation.suite import RESULT, read_finished, stamp
+    from medpclip.evaluation.suite import FIGURES, PREDICTIONS, REPORT, RESULT, read_finished, stamp
     from medpclip.files import dump_json
 
     started, clock = datetime.now(timezone.utc), time.perf_counter()
@@ -157,8 +156,8 @@ def _measure(
             }
             page = render_report(result, evaluation, task, run_log(subject.checkpoint, subject.facts.step))
             # The result comes last: where it is, the others are.
-            _write(out / "predictions.jsonl", prediction_lines(evaluation))
-            _write(out / "report.html", page.encode())
+            _write(out / PREDICTIONS, prediction_lines(evaluation))
+            _write(out / REPORT, page.encode())
             _write(out / FIGURES, figures_csv([result]))
             _write(out / RESULT, dump_json(result))
             _show(result, out)
@@ -169,7 +168,7 @@ def _measure(
 
 def _show(result: dict[str, Any], out: Path) -> None:
     from medpclip.evaluation.report.tables import tables
-    from medpclip.evaluation.suite import RESULT
+    from medpclip.evaluation.suite import REPORT, RESULT
 
     for warning in result["warnings"]:
         print(f"WARNING: {warning}\n")
@@ -177,12 +176,12 @@ def _show(result: dict[str, Any], out: Path) -> None:
         print(table.text(), end="\n\n")
     for note in result["left_out"]:
         print(f"left out: {note}")
-    print(f"result: {out / RESULT}\nreport: {out / 'report.html'}", flush=True)
+    print(f"result: {out / RESULT}\nreport: {out / REPORT}", flush=True)
 
 
 def _finish_suite(out: Path, name: str, folders: list[str]) -> None:
     from medpclip.evaluation.results.frame import figures_csv
-    from medpclip.evaluation.suite import FILE, read_result, suite_summary, suite_table
+    from medpclip.evaluation.suite import FIGURES, FILE, read_result, suite_summary, suite_table
     from medpclip.files import dump_json
 
     summary = suite_summary(name, out, folders)
@@ -239,7 +238,6 @@ def _workers(asked: int | None, world: World) -> int:
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is less than 0")
-    return value
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 0")
+    return int(text)

@@ -30,7 +30,8 @@ def parse_and_run(argv: Sequence[str]) -> int:
     from medpclip.evaluation.results.changes import compare, read_results
 
     a, b = read_results(args.a), read_results(args.b)
-    found = compare(a, b, args.tolerance / 100, args.level, args.strict, args.anyway, tuple(args.metric))
+    which = tuple(args.metric), tuple(args.comparator)
+    found = compare(a, b, args.tolerance / 100, args.level, args.strict, args.anyway, *which)
     refused = bool(found.unlike) and not args.anyway
     failed = bool(found.regressions) or (bool(found.missing) and not args.anyway)
     _say(found, args)
@@ -45,9 +46,9 @@ def build_parser() -> argparse.ArgumentParser:
         prog="medpclip eval compare",
         description="Compare two results case by case. The interval is of B minus A, from resampling the groups for both "
         "alike. Exit status: 0 nothing is worse; 1 a figure is worse by more than the tolerance, with an interval that "
-        "excludes 0, or B has it no more; 2 A and B were not measured alike, or can't be read. Of many figures that don't "
-        "truly differ, one in forty falls outside a 95% interval on the bad side by chance: name the metrics that count "
-        "with --metric.",
+        "excludes 0 and on enough groups (6 at 95%), or B has it no more; 2 A and B were not measured alike, or can't be "
+        "read. Of many figures that don't truly differ, about one in forty falls outside a 95% interval on the bad side by "
+        "chance: name what counts with --metric and --comparator.",
     )
     parser.add_argument("a", type=Path, metavar="A", help="the result that B is held against: an --out folder of eval")
     parser.add_argument("b", type=Path, metavar="B", help="the new result")
@@ -62,7 +63,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--metric", action="append", default=[], metavar="NAME", help="compare this metric only; may be given again"
     )
-    parser.add_argument("--strict", action="store_true", help="count a loss too whose interval holds 0")
+    parser.add_argument(
+        "--comparator",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="compare this way to embed only, as prompted, unprompted, linear_probe; may be given again",
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="count a loss too whose interval holds 0, or on few groups"
+    )
     parser.add_argument(
         "--anyway", action="store_true", help="compare what was not measured alike: other data, classes, templates, ..."
     )
@@ -84,12 +94,12 @@ def changes_table(changes: Sequence[Change], several: bool = False) -> Table:
         gain = signed_figure({"value": change.difference, "interval": change.interval})
         name = heading(change.comparator)
         labels = [change.section, change.name, change.prompt, name, change.metric]
-        figures = [f"{100 * change.a:.1f}", f"{100 * change.b:.1f}", gain, str(change.cases)]
+        figures = [f"{100 * change.a:.1f}", f"{100 * change.b:.1f}", gain, str(change.cases), str(change.groups)]
         rows.append([*([change.task] if several else []), *labels, *figures, "WORSE" if change.regressed else ""])
     headings = [*(["task"] if several else []), "section", "name", "prompt", "comparator", "metric"]
     return Table(
         "B minus A, the worst first",
-        [*headings, "A", "B", "B - A", "n", "verdict"],
+        [*headings, "A", "B", "B - A", "n", "groups that differ", "verdict"],
         rows,
         len(headings),
         [set() for _ in rows],
@@ -111,17 +121,34 @@ def _say(found: Comparison, args: argparse.Namespace) -> None:
         print(changes_table(moved[:_SHOWN], len({change.task for change in found.changes}) > 1).text())
     if len(moved) > _SHOWN:
         print(
-            f"and {len(moved) - _SHOWN} more that changed less" + ("" if args.out else f"; --out writes all to {FILE}")
+            f"and {len(moved) - _SHOWN} more, which lost less or gained"
+            + ("" if args.out else f"; --out writes all to {FILE}")
         )
     for line in found.missing:
         print(f"in A only: {line}")
     for line in found.new:
         print(f"in B only: {line}")
+    for line in _few(found, args):
+        print(f"note: {line}")
     rule = "any" if args.strict else f"a {args.level:.0%} interval that excludes 0 and a"
     print(
         f"{len(found.changes)} figures compared, {len(moved)} differ, {len(found.regressions)} are worse "
         f"({rule} loss of more than {args.tolerance:g} points)"
     )
+
+
+def _few(found: Comparison, args: argparse.Namespace) -> list[str]:
+    """A line on losses that would count if they were on more groups."""
+    from medpclip.evaluation.results.changes import least_groups
+
+    least = least_groups(args.level)
+    losses = [c for c in found.changes if not c.regressed and c.is_worse(args.tolerance / 100, True)]
+    few = [c for c in losses if c.groups < least and c.interval is not None and not c.interval[0] <= 0 <= c.interval[1]]
+    if not few:
+        return []
+    return [
+        f"{len(few)} losses don't count, since fewer than {least} groups differ, which chance may do; --strict counts all"
+    ]
 
 
 def _write(out: Path, found: Comparison, args: argparse.Namespace, models: list[dict[str, Any]]) -> None:
@@ -135,6 +162,7 @@ def _write(out: Path, found: Comparison, args: argparse.Namespace, models: list[
         "level": args.level,
         "strict": args.strict,
         "metrics": args.metric,
+        "comparators": args.comparator,
         "regressions": len(found.regressions),
         "not_alike": found.unlike,
         "notes": found.notes,
@@ -150,14 +178,19 @@ def _write(out: Path, found: Comparison, args: argparse.Namespace, models: list[
 
 
 def _points(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 100:
+    if not 0 <= (value := _number(text)) <= 100:
         raise argparse.ArgumentTypeError(f"{text} is not from 0 to 100")
     return value
 
 
 def _level(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1:
+    if not 0 < (value := _number(text)) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None

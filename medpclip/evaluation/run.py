@@ -8,6 +8,7 @@ from dataclasses import replace
 from medpclip.errors import MedpclipError
 from medpclip.evaluation.corpus import Corpus
 from medpclip.evaluation.embedding.features import Features
+from medpclip.evaluation.results.answers import all_answers
 from medpclip.evaluation.scores import Evaluation
 from medpclip.evaluation.sections.multi_label import multi_label
 from medpclip.evaluation.sections.zero_shot import image_level, region_level
@@ -35,6 +36,10 @@ def run_task(features: Features, task: Task, corpus: Corpus) -> Evaluation:
     if task.region is not None:
         evaluation.scores += region_level(features, task, corpus, evaluation.left_out)
     _further_sections(features, task, corpus, evaluation)
+    if not any(len(given) for _, given in all_answers(evaluation)):
+        raise MedpclipError(
+            f"task {task.name!r}: nothing could be measured ({'; '.join(evaluation.left_out)}); change what it asks, or its data"
+        )
     evaluation.speed = features.speed
     return evaluation
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 FILE = "suite.json"
 RESULT = "result.json"
+PREDICTIONS, REPORT, FIGURES = BESIDE = ("predictions.jsonl", "report.html", "figures.csv")
 _SHOWN = ("prompted", "unprompted")  # comparators in the terminal's table, beside the probes
 
 
@@ -96,6 +97,8 @@ def read_finished(folder: Path, same: dict[str, Any]) -> dict[str, Any] | None:
         same: what a result must say, as `stamp` takes it from one.
     """
     try:
+        if not all((folder / name).stat().st_size for name in BESIDE):
+            return None
         result = json.loads((folder / RESULT).read_bytes())
     except (OSError, ValueError):
         return None

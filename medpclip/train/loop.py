@@ -102,9 +102,9 @@ class _Run:
         model = build_model(config.model)
         self.initial = fingerprint(model)
         check_alike(world, config, self.initial)
-        self.seen = trained_on(config)
         size, fill = model.preprocess.image_size, model.preprocess.fill
         dataset = open_dataset(config.data, size, model.mask_grid, fill, config.seed, model.fusion.window)
+        self.seen = trained_on(config)
         self._prepare_evaluation(model)
         self.anchor = make_anchor(model, self.device) if config.loss.anchor_weight else None
         freeze_parts(model, config.freeze)

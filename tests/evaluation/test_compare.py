@@ -6,13 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from medpclip.data.schema import Region, Sample
 from medpclip.errors import MedpclipError
 from medpclip.evaluation.compare import FILE, parse_and_run
 from medpclip.evaluation.corpus import Corpus, Item
-from medpclip.evaluation.results.changes import Change, compare, read_results
-from medpclip.evaluation.results.predictions import prediction_lines
+from medpclip.evaluation.metrics.metrics import value_of
+from medpclip.evaluation.results.answers import Asked
+from medpclip.evaluation.results.changes import Change, compare, least_groups, read_results
+from medpclip.evaluation.results.measures import metrics_of
+from medpclip.evaluation.results.predictions import prediction_lines, read_predictions
 from medpclip.evaluation.results.result import ModelFacts, build_result
 from medpclip.evaluation.scores import Case, Evaluation, Scores
 from medpclip.evaluation.task import Bootstrap, RegionTask, Task
@@ -208,14 +212,63 @@ def test_unusable_input_is_one_line(good, tmp_path):
     (broken / "predictions.jsonl").write_bytes((good / "predictions.jsonl").read_bytes())
     with pytest.raises(MedpclipError, match=r"doesn't give the result\.json beside it"):
         parse_and_run([str(good), str(broken), "--anyway"])
-    with pytest.raises(MedpclipError, match="no figure of acuracy in common"):
+    with pytest.raises(MedpclipError, match="--comparator promted: in neither result; there are prompted, unprompted"):
+        parse_and_run([str(good), str(good), "--comparator", "promted"])
+    with pytest.raises(MedpclipError, match="--metric acuracy: in neither result; there are accuracy, balanced"):
         parse_and_run([str(good), str(good), "--metric", "acuracy"])
     with pytest.raises(SystemExit) as caught:
         parse_and_run([str(good), str(good), "--tolerance", "-1"])
     assert caught.value.code == 2
 
 
-CHANGE = Change("t", "region", "s", "box", "prompted", "accuracy", 0.5, 0.49, -0.01, [-0.02, -0.001], 9, 0)
+def test_a_few_answers_that_happen_to_differ_one_way_are_not_worse(good, tmp_path, capsys):
+    """No resample of one flipped answer has another sign than it."""
+    for flips, verdict in ((1, 0), (5, 0), (6, 1)):
+        result, lines = json.loads((good / "result.json").read_text()), []
+        flipped = set[str]()
+        for line in map(json.loads, (good / "predictions.jsonl").read_text().splitlines()):
+            top = line["answers"]["box"]["prompted"]["top"]
+            # The first right answer of a group of source s is wrong from now on.
+            new = line["name"] == "s" and len(flipped) < flips and line["group"] not in flipped
+            if new and top[0][0] == line["true"]:
+                top[0], top[1] = [top[1][0], top[0][1]], [top[0][0], top[1][1]]
+                flipped.add(line["group"])
+            lines.append(line)
+        folder = tmp_path / str(flips)
+        folder.mkdir()
+        (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        known = {(row["section"], row["name"]): row["classes"] for row in result["rows"]}
+        read = read_predictions(folder / "predictions.jsonl", known)
+        for row in result["rows"]:
+            asked = Asked(row["section"], row["name"], row["prompt"], row["comparator"])
+            row["value"] = value_of(metrics_of(read[asked], 15)[row["metric"]], len(read[asked]))
+        (folder / "result.json").write_text(json.dumps(result | {"headline": []}))
+        command = [str(good), str(folder), "--metric", "accuracy", "--comparator", "prompted", "--anyway"]
+        assert parse_and_run(command) == verdict, flips
+        printed = capsys.readouterr().out
+        assert ("losses don't count, since fewer than 6 groups differ" in printed) is (flips < 6)
+        assert parse_and_run([*command, "--strict"]) == 1
+    found = compare(read_results(good), read_results(folder), anyway=True, comparators=("prompted",))
+    changes = {(c.name, c.metric): c for c in found.changes}
+    assert changes["s", "accuracy"].groups == 6 and changes["t", "accuracy"].groups == 0
+    assert {c.comparator for c in found.changes} == {"prompted"}
+
+
+@pytest.mark.parametrize(("level", "least"), [(0.95, 6), (0.9, 5), (0.99, 8), (0.5, 2), (0.75, 3)])
+def test_least_groups_are_those_of_the_sign_test(level, least):
+    assert least_groups(level) == least
+    assert binomtest(0, least).pvalue <= 1 - level + 1e-12 and binomtest(0, least - 1).pvalue > 1 - level
+
+
+def test_a_mean_over_one_source_is_not_counted_beside_it(good):
+    sides = [read_results(good), read_results(good)]
+    for side in sides:
+        for row in side["organs"].result["headline"]:
+            row["sources"] = ["s"]
+    assert "MEAN" not in {change.name for change in compare(*sides).changes}
+
+
+CHANGE = Change("t", "region", "s", "box", "prompted", "accuracy", 0.5, 0.49, -0.01, [-0.02, -0.001], 9, 0, 6)
 
 
 @pytest.mark.parametrize(
@@ -226,6 +279,8 @@ CHANGE = Change("t", "region", "s", "box", "prompted", "accuracy", 0.5, 0.49, -0
         ({"interval": [-0.02, 0.0]}, 0.0, False, False),
         ({"interval": [-0.02, 0.0]}, 0.0, True, True),
         ({"interval": None}, 0.0, False, False),
+        ({"groups": 5}, 0.0, False, False),
+        ({"groups": 5}, 0.0, True, True),
         ({"metric": "ece"}, 0.0, False, False),
         ({"metric": "ece", "difference": 0.01, "interval": [0.001, 0.02]}, 0.0, False, True),
         ({"difference": 0.01, "interval": [0.001, 0.02]}, 0.0, True, False),

@@ -7,7 +7,16 @@ import pytest
 import yaml
 
 from medpclip.errors import MedpclipError
-from medpclip.evaluation.suite import folder_name, is_suite, read_finished, read_suite, stamp, suite_table
+from medpclip.evaluation.suite import (
+    BESIDE,
+    REPORT,
+    folder_name,
+    is_suite,
+    read_finished,
+    read_suite,
+    stamp,
+    suite_table,
+)
 from medpclip.evaluation.task import RegionTask, Task
 
 TASK = {"name": "t", "data": ["somewhere/shards", "elsewhere/more"], "region": {"templates": ["{name}"]}}
@@ -62,7 +71,13 @@ def test_a_result_holds_for_the_same_task_weights_data_and_code_only(tmp_path: P
         "rows": [],
     }
     (tmp_path / "result.json").write_text(json.dumps(result | {"rows": [1]}))
+    for name in BESIDE:
+        assert read_finished(tmp_path, stamp(result)) is None
+        (tmp_path / name).write_text("something")
     assert read_finished(tmp_path, stamp(result)) is not None
+    (tmp_path / REPORT).write_text("")
+    assert read_finished(tmp_path, stamp(result)) is None
+    (tmp_path / REPORT).write_text("something")
     for key, other in (
         ("format", 1),
         ("task", {"name": "t", "seed": 1}),

@@ -89,7 +89,9 @@ class Store:
             keys, values = np.array(records["key"]), records["value"]
             if keys.shape[1:] != (32,) or values.ndim != 2 or values.dtype != np.float32:
                 raise ValueError("other content than embeddings")
-        except (OSError, ValueError, IndexError) as error:
+            if not np.isfinite(values).all():
+                raise ValueError("it holds values that are no numbers")
+        except (OSError, ValueError, IndexError, EOFError) as error:
             raise MedpclipError(f"{path}: unreadable ({error}); remove the file, it is made again") from None
         self._learn([row.tobytes() for row in keys], values)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 from medpclip.errors import MedpclipError
 from medpclip.evaluation.metrics.metrics import value_of
 from medpclip.evaluation.results.answers import Answers, Asked, common
-from medpclip.evaluation.results.measures import LOWER_IS_BETTER, Measured, mean_of, measure, metrics_of
+from medpclip.evaluation.results.measures import LOWER_IS_BETTER, Measured, mean_of, measure, metrics_of, told
 from medpclip.evaluation.results.predictions import read_predictions
 from medpclip.evaluation.results.result import FORMAT, asked_by
 from medpclip.evaluation.results.rows import MEAN, Row
@@ -46,7 +47,8 @@ class Measurement:
     @cached_property
     def rows(self) -> dict[tuple[Asked, str], dict[str, Any]]:
         """Rows with a value, the headline's too, by question and metric."""
-        rows = [*self.result["headline"], *self.result["rows"]]
+        # A mean over one source would be that source once more.
+        rows = [*(row for row in self.result["headline"] if len(row["sources"]) > 1), *self.result["rows"]]
         return {(_asked(row), row["metric"]): row for row in rows if row["value"] is not None}
 
 
@@ -60,6 +62,7 @@ class Change:
         interval: of the difference, from resampling the groups of the cases for both alike; None where there is none.
         cases: that both have.
         unpaired: cases that one of them has only.
+        groups: how many have a case that A and B answer differently, as far as the metric can tell.
         regressed: whether it counts as worse.
     """
 
@@ -75,6 +78,7 @@ class Change:
     interval: list[float] | None
     cases: int
     unpaired: int
+    groups: int
     regressed: bool = False
 
     @property
@@ -82,15 +86,19 @@ class Change:
         """The difference, positive where B is better."""
         return -self.difference if self.metric in LOWER_IS_BETTER else self.difference
 
-    def is_worse(self, tolerance: float, strict: bool) -> bool:
+    def is_worse(self, tolerance: float, strict: bool, level: float = 0.95) -> bool:
         """Whether B loses more than the tolerance (a share), by an interval that excludes 0 unless `strict`.
 
-        Never by what rounding may be, nor by the prompt of a wrong region: who follows prompts better names the class
-        that is asked for less often.
+        Unless `strict` not by fewer groups than `least_groups`, either: where all that differ differ one way, no resample
+        has another sign, be they ever so few. Never by what rounding may be, nor by the prompt of a wrong region: who
+        follows prompts better names the class that is asked for less often.
         """
         if self.gain >= -max(tolerance, ROUNDING) or self.prompt.endswith(WRONG_REGION):
             return False
-        return strict or (self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0))
+        if strict:
+            return True
+        excludes = self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
+        return excludes and self.groups >= least_groups(level)
 
 
 @dataclass
@@ -115,6 +123,12 @@ class Comparison:
     def regressions(self) -> list[Change]:
         """The changes that count as worse."""
         return [change for change in self.changes if change.regressed]
+
+
+def least_groups(level: float) -> int:
+    """Of how many groups it would be a surprise at this level that all differ the same way (two-sided sign test): of 6 at
+    0.95."""
+    return math.ceil(math.log2(2 / (1 - level)) - 1e-9)
 
 
 def read_results(folder: Path) -> dict[str, Measurement]:
@@ -146,6 +160,7 @@ def compare(
     strict: bool = False,
     anyway: bool = False,
     metrics: tuple[str, ...] = (),
+    comparators: tuple[str, ...] = (),
 ) -> Comparison:
     """Pair all figures that A and B share.
 
@@ -155,10 +170,11 @@ def compare(
         level: of the intervals.
         strict: count losses too whose interval holds 0.
         anyway: compare what was not measured alike; otherwise `changes` is empty where `unlike` is not.
-        metrics: only these; empty for all.
+        metrics, comparators: only these; empty for all.
 
     Raises:
-        MedpclipError: predictions that are missing, not whole or not of their result; nothing to compare.
+        MedpclipError: a metric or comparator that neither has, predictions that are missing, not whole or not of their
+            result; nothing to compare.
     """
     out = Comparison()
     for name in [*a, *(name for name in b if name not in a)]:
@@ -169,23 +185,30 @@ def compare(
         out.notes += [f"task {name!r}: {line}" for line in _notes(a[name].result, b[name].result)]
     if out.unlike and not anyway:
         return out
+    _check_known("metric", metrics, {metric for side in (*a.values(), *b.values()) for _, metric in side.rows})
+    known = {asked.comparator for side in (*a.values(), *b.values()) for asked, _ in side.rows}
+    _check_known("comparator", comparators, known)
     for name in (name for name in a if name in b):
         for side in (a[name], b[name]):
             _read_answers(side)
-        changes = _changes(name, a[name], b[name], level, metrics)
         rows, others = a[name].rows, b[name].rows
-        chosen = [key for key in {**rows, **others} if not metrics or key[1] in metrics]
+        chosen = [
+            (asked, metric)
+            for asked, metric in {**rows, **others}
+            if metric in (metrics or (metric,)) and asked.comparator in (comparators or (asked.comparator,))
+        ]
         paired = set[tuple[Asked, str]]()
-        for change in changes:
-            out.changes.append(replace(change, regressed=change.is_worse(tolerance, strict)))
+        both = [key for key in chosen if key in rows and key in others]
+        for change in _changes(name, a[name], b[name], level, both):
+            out.changes.append(replace(change, regressed=change.is_worse(tolerance, strict, level)))
             paired.add((Asked(change.section, change.name, change.prompt, change.comparator), change.metric))
-        alone = [_words(name, *key) for key in chosen if key in rows and key in others and key not in paired]
+        alone = [_words(name, *key) for key in both if key not in paired]
         out.notes += [f"{words}: not compared, A and B have no cases or sources in common for it" for words in alone]
         out.missing += [_words(name, *key) for key in chosen if key not in others]
         out.new += [_words(name, *key) for key in chosen if key not in rows]
     if not out.changes:
-        what = f" of {', '.join(metrics)}" if metrics else ""
-        raise MedpclipError(f"A and B have no figure{what} in common; check the folders and --metric")
+        what = f" of {', '.join((*metrics, *comparators))}" if metrics or comparators else ""
+        raise MedpclipError(f"A and B have no figure{what} in common; check the folders, --metric and --comparator")
     out.changes.sort(key=lambda change: (not change.regressed, change.gain))
     return out
 
@@ -231,7 +254,15 @@ def _notes(a: dict[str, Any], b: dict[str, Any]) -> Iterator[str]:
         yield "the weights are the same"
 
 
-def _changes(task: str, a: Measurement, b: Measurement, level: float, metrics: tuple[str, ...]) -> Iterator[Change]:
+def _check_known(what: str, asked: tuple[str, ...], known: set[str]) -> None:
+    for name in asked:
+        if name not in known:
+            raise MedpclipError(f"--{what} {name}: in neither result; there are {', '.join(sorted(known))}")
+
+
+def _changes(
+    task: str, a: Measurement, b: Measurement, level: float, chosen: Iterable[tuple[Asked, str]]
+) -> Iterator[Change]:
     given = a.result["task"]
     bootstrap = Bootstrap(given["bootstrap"]["draws"], given["bootstrap"]["seed"], level)
     known = {
@@ -239,9 +270,7 @@ def _changes(task: str, a: Measurement, b: Measurement, level: float, metrics: t
         for asked in a.answers
         if asked in b.answers
     }
-    for asked, metric in a.rows:
-        if (asked, metric) not in b.rows or (metrics and metric not in metrics):
-            continue
+    for asked, metric in chosen:
         sources = a.rows[asked, metric]["sources"] if asked.name == MEAN else [asked.name]
         parts = [known[part] for part in (asked._replace(name=source) for source in sources) if part in known]
         if len(parts) < len(sources) or any(metric not in part.a or metric not in part.b for part in parts):
@@ -251,10 +280,10 @@ def _changes(task: str, a: Measurement, b: Measurement, level: float, metrics: t
         )
         change = others - mine
         cases, unpaired = sum(part.cases for part in parts), sum(part.unpaired for part in parts)
+        groups = sum(part.changed_groups(metric) for part in parts)
         if np.isfinite(change.value):
-            yield Change(
-                task, *asked, metric, mine.rounded, others.rounded, change.rounded, change.interval(level), cases, unpaired
-            )  # fmt: skip
+            figures = (mine.rounded, others.rounded, change.rounded, change.interval(level))
+            yield Change(task, *asked, metric, *figures, cases, unpaired, groups)
 
 
 @dataclass
@@ -263,7 +292,7 @@ class _Both:
 
     a: dict[str, Measured]
     b: dict[str, Measured]
-    cases: int
+    answers: tuple[Answers, Answers]
     unpaired: int
 
     @classmethod
@@ -271,7 +300,17 @@ class _Both:
         mine, others = common(a, b)
         unpaired = len(a) + len(b) - 2 * len(mine)
         left, right = (measure(answers, asked.name, bootstrap, bins) for answers in (mine, others))
-        return cls(left, right, len(mine), unpaired)
+        return cls(left, right, (mine, others), unpaired)
+
+    @property
+    def cases(self) -> int:
+        return len(self.answers[0])
+
+    def changed_groups(self, metric: str) -> int:
+        """How many groups have a case that A and B answer differently, as far as the metric can tell."""
+        mine, others = (told(answers, metric).reshape(self.cases, -1) for answers in self.answers)
+        differ = (mine != others).any(axis=1)
+        return len({group for group, one in zip(self.answers[0].groups, differ, strict=True) if one})
 
 
 def _read_answers(side: Measurement) -> None:
@@ -285,7 +324,7 @@ def _read_answers(side: Measurement) -> None:
         given = side.answers.get(asked)
         scored = None if given is None else metrics_of(given, bins).get(metric)
         value = None if given is None or scored is None else value_of(scored, len(given))
-        if value is None or abs(value - row["value"]) > ROUNDING:
+        if value is None or not abs(value - row["value"]) <= ROUNDING:  # nor is NaN what was measured
             raise MedpclipError(
                 f"{path}: doesn't give the {_RESULT} beside it ({_words('', asked, metric)}); evaluate again"
             )
@@ -302,6 +341,8 @@ def _read_result(path: Path) -> dict[str, Any]:
     for key, kind in _WHOLE.items():
         if not isinstance(result.get(key), kind):
             raise MedpclipError(f"{path}: key '{key}' is missing or no {kind.__name__}; evaluate again")
+    if not isinstance(result["task"].get("name"), str):
+        raise MedpclipError(f"{path}: key 'task.name' is missing or no text; evaluate again")
     if not all(isinstance(row, dict) and row.keys() >= _ROW for row in [*result["headline"], *result["rows"]]):
         raise MedpclipError(f"{path}: a row lacks one of the keys {', '.join(sorted(_ROW))}; evaluate again")
     return result

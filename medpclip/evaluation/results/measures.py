@@ -88,6 +88,24 @@ def mean_of(parts: list[Measured]) -> Measured:
     return Measured(float(np.mean([p.value for p in parts])), mean_of_sources([p.draws for p in parts]))
 
 
+def told(answers: Answers, metric: str) -> np.ndarray:
+    """What a metric sees of each of n cases, (n, ...): where two models' are equal, so is what they add to it."""
+    if isinstance(answers, Labels):
+        return answers.score
+    if isinstance(answers, Ranks):
+        name, _, depth = metric.partition("@")
+        return answers.rank < int(depth) if name == "recall" else answers.found[int(depth)]
+    assert isinstance(answers, Choices)
+    if metric in (metrics.ACCURACY, metrics.BALANCED_ACCURACY):
+        return answers.true == answers.predicted
+    if metric == ECE:
+        return np.stack([answers.confidence, answers.true == answers.predicted], 1)
+    if metric == BRIER:
+        return answers.brier
+    score = answers.score if metric in (metrics.AUROC, metrics.AVERAGE_PRECISION) else None
+    return answers.predicted if score is None else score
+
+
 @singledispatch
 def metrics_of(answers: Answers, bins: int) -> dict[str, Metric]:
     """Name -> metric of the n cases, as far as the kind of question has it."""

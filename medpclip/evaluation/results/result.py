@@ -74,7 +74,7 @@ def build_result(task: Task, model: ModelFacts, corpus: Corpus, evaluation: Eval
         "code_sha256": code_sha256(),
         "versions": {"python": platform.python_version()} | {name: installed_version(name) for name in _PACKAGES},
         "seed": task.seed,
-        "warnings": trained_on_warnings(trained, task.split, corpus.manifests),
+        "warnings": [*trained_on_warnings(trained, task.split, corpus.manifests), *_one_class(evaluation)],
         "published": [asdict(figure) for figure in task.published],
         "headline": _data(means),
         "rows": _data(measures.rows()),
@@ -129,6 +129,17 @@ def order_of(name: str) -> tuple[int, str]:
 
 def _data(rows: Any) -> list[dict[str, Any]]:
     return [row.data() for row in rows if isinstance(row, Row)]
+
+
+def _one_class(evaluation: Evaluation) -> list[str]:
+    """A line for each source of whose classes one only has regions: its balanced accuracy is that one's recall."""
+    alone = {s.name: {s.classes[case.true] for case in s.cases} for s in evaluation.of("region")}
+    return [
+        f"{source}: all regions that are asked for are of one class, {min(classes)!r}, so that what is called balanced "
+        "accuracy is the recall of that class"
+        for source, classes in alone.items()
+        if len(classes) == 1
+    ]
 
 
 def _choices(measures: Measures) -> list[tuple[Asked, Choices]]:

@@ -77,7 +77,11 @@ def row(
     part: str | None = None,
     minus: Asked | None = None,
 ) -> Row:
-    """A metric of some answers as a row; of a difference, `minus` is what was subtracted."""
+    """A metric of some answers as a row; of a difference, `minus` is what was subtracted.
+
+    One group can't be resampled, so it has no interval.
+    """
+    groups = len(set(answers.groups))
     return Row(
         section=asked.section,
         name=asked.name,
@@ -88,11 +92,11 @@ def row(
         minus=minus.comparator if minus else None,
         metric=metric,
         value=measured.rounded,
-        interval=measured.interval(task.bootstrap.level),
+        interval=measured.interval(task.bootstrap.level) if groups > 1 else None,
         level=task.bootstrap.level,
         cases=len(answers),
         images=answers.images,
-        groups=len(set(answers.groups)),
+        groups=groups,
         split=task.split,
         exposure=exposure(asked, answers, trained),
         sources=answers.sources,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 
 import numpy as np
 
+from medpclip.data.lexicon.lexicon import Lexicon
 from medpclip.data.loading.prompting import available_kinds
 from medpclip.errors import MedpclipError
 from medpclip.evaluation.corpus import Corpus, Source, label_of, unit_box
@@ -40,10 +42,16 @@ def image_level(features: Features, task: Task, question: ImageTask, corpus: Cor
     related = related_classes(terms)
     asked = [(item, label_of(item.sample, question.label)) for item in corpus.items]
     cases = [Case(item, index[value]) for item, value in asked if value in index]
+    if not corpus.labels[question.label]:
+        raise MedpclipError(
+            f"task {task.name!r}: {what} is in no sample; its key in their 'labels' is misspelt, or drop it"
+        )
     if not cases:
         raise MedpclipError(f"task {task.name!r}: {what} has none of its classes in split {task.split!r}; drop it")
+    _check_classes(task, what, dict(zip(classes, terms, strict=True)), corpus.labels[question.label])
     if len(cases) < len(asked):
         left_out.append(f"{what}: {len(asked) - len(cases)} images without one of its classes")
+    left_out += _absent(what, "image", classes, cases, task.split)
     cases = _askable(cases, what, "images", classes, related, left_out)
     if not cases:
         raise MedpclipError(
@@ -66,12 +74,15 @@ def region_level(features: Features, task: Task, corpus: Corpus, left_out: list[
         MedpclipError: there is no such source.
     """
     assert task.region is not None
+    there = {name for source in corpus.sources for name in source.classes}
+    _check_classes(task, "key 'region.classes'", {name: name for name in task.region.classes or ()}, there)
     out = []
     for source in corpus.sources:
         scores = _region_cases(source, task, task.region, left_out)
         if scores is None:
             continue
         _ask_regions(features, task, task.region, scores)
+        left_out += _unaskable(scores, task.region)
         if box_geometry.NAME in task.comparators:
             _box_geometry(source, scores, task, task.region, left_out)
         related = related_classes(scores.classes)
@@ -186,6 +197,7 @@ def _region_cases(source: Source, task: Task, regions: RegionTask, left_out: lis
     if not cases:
         left_out.append(f"{source.name}: no region of the task's classes in split {task.split!r}")
         return None
+    left_out += _absent(source.name, "region", classes, cases, task.split)
     pairs = {
         kind: [(a, b) for a, b in rows if a in index and b in index and not related[index[a], index[b]]]
         for kind, rows in source.pairs.items()
@@ -193,6 +205,43 @@ def _region_cases(source: Source, task: Task, regions: RegionTask, left_out: lis
     images = {(c.item.index, id(c.item.folder)) for c in cases}
     mixed = len({(c.item.index, id(c.item.folder), c.true) for c in cases}) > len(images)
     return Scores("region", source.name, list(classes), cases, mixed=mixed, pairs={k: v for k, v in pairs.items() if v})
+
+
+def _check_classes(task: Task, what: str, terms: Mapping[str, str], there: Collection[str]) -> None:
+    """A class that is named must be in the data, or be a term that could be.
+
+    Args:
+        terms: class -> its words.
+        there: all classes of the data, in any split.
+
+    Raises:
+        MedpclipError: one is neither; it is misspelt.
+    """
+    lexicon = Lexicon.load()
+    for name, term in terms.items():
+        if name not in there and lexicon.find(term) is None:
+            near = get_close_matches(name, there, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(there)) or 'none'}"
+            raise MedpclipError(
+                f"task {task.name!r}: {what}: class {name!r} is in no split of the data, nor in the lexicon; {hint}"
+            )
+
+
+def _absent(what: str, unit: str, classes: Sequence[str], cases: Sequence[Case], split: str) -> list[str]:
+    """A note on the classes that no case has; they are candidates all the same."""
+    found = {case.true for case in cases}
+    absent = [repr(name) for i, name in enumerate(classes) if i not in found]
+    return [f"{what}: no {unit} of {', '.join(absent)} in split {split!r}"] if absent else []
+
+
+def _unaskable(scores: Scores, regions: RegionTask) -> list[str]:
+    """A note on each prompt kind by which none of the regions can be asked."""
+    there = {kind for case in scores.cases if case.region is not None for kind in available_kinds(case.region)}
+    return [
+        f"{scores.name}: prompt {kind}, by which none of its regions can be asked"
+        for kind in regions.prompts
+        if kind not in there
+    ]
 
 
 def _ask_regions(features: Features, task: Task, regions: RegionTask, scores: Scores) -> None:

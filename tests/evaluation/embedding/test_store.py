@@ -69,6 +69,17 @@ def test_a_file_that_is_none_and_a_folder_that_cannot_be_written_are_one_line(tm
     np.save(tmp_path / "other.npy", np.zeros((3, 4)))
     with pytest.raises(MedpclipError, match=r"other\.npy: unreadable .*; remove the file"):
         Store(tmp_path)
+    (tmp_path / "other.npy").unlink()
+    Store(tmp_path).put([bytes(32)], np.full((1, 4), np.nan, np.float32))
+    with pytest.raises(
+        MedpclipError, match=r"\.npy: unreadable .it holds values that are no numbers.; remove the file"
+    ):
+        Store(tmp_path)
+    for path in tmp_path.glob("*.npy"):
+        path.unlink()
+    (tmp_path / "other.npy").write_bytes(b"")
+    with pytest.raises(MedpclipError, match=r"other\.npy: unreadable"):
+        Store(tmp_path)
     (tmp_path / "other.npy").write_bytes(b"\x93NUMPY cut off")
     with pytest.raises(MedpclipError, match=r"other\.npy: unreadable"):
         Store(tmp_path)

@@ -80,7 +80,7 @@ class Told:
         return np.stack([self.vector(text.removeprefix("a ")) for text in texts])
 
     def embed(self, requests, name=""):
-        return np.stack([self.answer(request) for request in requests])
+        return np.array([self.answer(request) for request in requests], np.float32).reshape(-1, 64)
 
     def answer(self, request):
         if request.comparator == "crop":
@@ -138,7 +138,10 @@ def test_an_oracle_is_right_a_constant_is_chance_and_box_geometry_is_there(shard
     assert values(result, "box_geometry").keys() == {"box", "point", "mask"}
     seen, _ = evaluate(Told(), replace(task, split="train"))
     assert not any(name == "box_geometry" for _, name in seen.of("region")[0].values)
-    assert seen.left_out == ["squares: box_geometry, since it learns from the train split, which is measured"]
+    assert seen.left_out == [
+        "image label 'modality': no image of 'microscopy' in split 'train'",
+        "squares: box_geometry, since it learns from the train split, which is measured",
+    ]
     told = rows_of(result, "region", "prompted")
     assert [(told[kind]["cases"], told[kind]["images"], told[kind]["groups"]) for kind in ("box", "point", "mask")] == [
         (16, 4, 4),
@@ -150,6 +153,52 @@ def test_an_oracle_is_right_a_constant_is_chance_and_box_geometry_is_there(shard
     assert region.mixed and region.pairs == {"colour": [("red square", "blue square")]}
     assert np.isnan(region.values["mask", "prompted"]).all(axis=1).sum() == 4
     assert result["left_out"] == []
+
+
+def test_a_misspelt_class_is_an_error_and_an_absent_one_is_said(shards):
+    task = task_on(shards, region=RegionTask(["{name}"], ["box"], ["red square", "gren square"]), image=[])
+    with pytest.raises(MedpclipError, match="class 'gren square' is in no split .*; did you mean 'green square'"):
+        evaluate(Told(), task)
+    question = ImageTask("modality", ["{name}"], ["radiograph", "wibble"])
+    with pytest.raises(MedpclipError, match="label 'modality': class 'wibble' .*; there are microscopy, radiograph"):
+        evaluate(Told(), task_on(shards, image=[question], region=None))
+    # A term of the lexicon may be a candidate that no image has; the words count, not the label.
+    evaluate(Told(), task_on(shards, image=[replace(question, terms={"wibble": "ultrasound"})], region=None))
+    named = RegionTask(["{name}"], ["box"], ["red square", "spleen"])
+    result = evaluate(Told(), task_on(shards, region=named, image=[], comparators=["prompted"]))[1]
+    assert "squares: no region of 'spleen' in split 'test'" in result["left_out"]
+    [warning] = result["warnings"]
+    assert warning.startswith("squares: all regions that are asked for are of one class, 'red square'")
+    with pytest.raises(MedpclipError, match=r"label 'labels\.finding' is in no sample; its key .* is misspelt"):
+        evaluate(Told(), task_on(shards, image=[ImageTask("labels.finding", ["{name}"], ["red square", "spleen"])]))
+
+
+def test_a_prompt_that_no_region_has_is_said_and_nothing_at_all_is_an_error(tmp_path):
+    with ShardWriter(tmp_path / "s") as writer:
+        for i in range(4):
+            stream = io.BytesIO()
+            Image.new("RGB", (40, 40)).save(stream, "PNG")
+            regions = [Region(r, CLASSES[r], [2.0 + 9 * r, 2.0, 9.0, 9.0]) for r in range(2)]
+            writer.add(Sample(f"s{i}", "s", "test", f"g{i}", "CT", 40, 40, regions=regions), stream.getvalue(), "png")
+        writer.finish()
+    asked = {"image": [], "comparators": ["unprompted"]}
+    result = evaluate(Told(), task_on(tmp_path / "s", region=RegionTask(["{name}"], ["box", "mask"]), **asked))[1]
+    assert result["left_out"] == ["s: prompt mask, by which none of its regions can be asked"]
+    assert {row["prompt"] for row in result["rows"]} == {"box"}
+    with pytest.raises(MedpclipError, match="nothing could be measured .s: prompt mask"):
+        evaluate(Told(), task_on(tmp_path / "s", region=RegionTask(["{name}"], ["mask"]), **asked))
+
+
+def test_one_group_has_no_interval(shards):
+    corpus = read_corpus(
+        task := task_on(shards, region=RegionTask(["{name}"], ["box"]), image=[], comparators=["crop"])
+    )
+    for item in corpus.items:
+        item.sample.group = "the same"
+    result = build_result(task, FACTS, corpus, run_task(Told(), task, corpus))
+    assert result["rows"] and {(row["groups"], row["interval"]) for row in result["headline"] + result["rows"]} == {
+        (1, None)
+    }
 
 
 def test_the_order_of_the_images_changes_nothing(features, shards):
