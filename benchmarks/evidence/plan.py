@@ -163,6 +163,13 @@ _ABLATIONS = (
         asked=(*REGIONS_ALONE, "region.templates=['{name}']"),
         texts=51,
     ),
+    # What wins, together.
+    replace(_part("glimpse_6_plain", "model.fusion.glimpse=6", "loss.positives=plain"), texts=92),
+    replace(
+        _part("glimpse_6_plain_bare", "model.fusion.glimpse=6", "loss.positives=plain", "data.texts.bare=true"),
+        asked=(*REGIONS_ALONE, "region.templates=['{name}']"),
+        texts=70,
+    ),
 )
 
 IMAGE_ONLY = _tokens("image_only", "loss.region_weight=0")
