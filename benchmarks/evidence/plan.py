@@ -236,6 +236,20 @@ TABLES = {
             ),
             layout="validation",
         ),
+        Table(
+            "rates_compute",
+            "Half the learning rate at equal compute, on validation",
+            (
+                _kind("greyed"),
+                *(
+                    way
+                    for run in (GLIMPSE, GLIMPSE_6, _kind("mask_pooling"), _kind("roi_align"))
+                    for way in (run, _at_rate(run, RATES[0]))
+                ),
+            ),
+            layout="validation",
+            equal_compute=True,
+        ),
         Table("ablations", "Parts of region tokens", _ABLATIONS, against="region_tokens"),
         Table("anchoring", "Anchoring to the image-only stage", _ANCHORING, layout="images", against="then_images"),
         Table(

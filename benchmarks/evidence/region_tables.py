@@ -205,6 +205,7 @@ def _retrieval(runs: Mapping[str, Trained]) -> str:
             sources = [f"{question}: {source}" for source in MIXED]
             row += [percent(over_sources(run.test, sources, p, named(metric), section="retrieval")) for p in PROMPTS]
         rows.append(row)
+    rows = [row for row in rows if set(row[1:]) != {NONE}]  # others were asked about regions alone
     head = ["way", *(f"{question}, {metric}, {p}" for question, metric in questions.items() for p in PROMPTS)]
     return (
         "Among the texts, or regions, of one source, in percent. recall@1: a right one comes first. found@5: the share of "
@@ -216,6 +217,7 @@ def _images(runs: Mapping[str, Trained]) -> str:
     found = (a for run in runs.values() for given in run.test.values() for a in given)
     asked = sorted({a for a in found if (a.section, a.comparator) == ("image", "unprompted")})
     rows = [[name, *(percent(figure(run.test, a, ACCURACY)) for a in asked)] for name, run in runs.items()]
+    rows = [row for row in rows if set(row[1:]) != {NONE}]
     return f"Balanced accuracy in percent.\n\n{markdown(['way', *(a.name for a in asked)], rows)}"
 
 

@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, a core each")
     parser.add_argument("--only", nargs="+", metavar="RUN", help="these rows alone")
-    parser.add_argument("--budget", default="greyed", metavar="RUN", help="table compute: whose FLOPs all get")
+    parser.add_argument("--budget", default="greyed", metavar="RUN", help="at equal compute: whose FLOPs all get")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--list", action="store_true", help="what there is to do, and stop")
     parser.add_argument("--page", type=Path, default=PAGE, metavar="FILE", help="where the table goes")
@@ -117,7 +117,7 @@ def _list(jobs: Sequence[Job], costs: dict[str, Cost], runner: Runner, at_once: 
 def _command(args: argparse.Namespace) -> str:
     """The command that makes the table again."""
     words = [args.table, "--data DIR", f"--steps {args.steps}", f"--seeds {' '.join(map(str, args.seeds))}"]
-    if args.table == "compute":
+    if TABLES[args.table].equal_compute:
         words.append(f"--budget {args.budget}")
     if args.only:
         words.append(f"--only {' '.join(args.only)}")
