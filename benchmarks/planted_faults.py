@@ -45,12 +45,13 @@ def main() -> int:
     parser.add_argument("--layer", default="clip.visual.transformer.resblocks.2.mlp.c_fc.weight")
     parser.add_argument("--noise", type=float, nargs="+", default=[0.03, 0.1, 0.3, 1.0], metavar="TIMES")
     parser.add_argument("--words", nargs=2, default=["left", "right"], help="that a class of each has, one token each")
-    parser.add_argument("--metric", default="balanced_accuracy")
+    parser.add_argument("--metrics", nargs="+", default=["balanced_accuracy", "brier"], metavar="NAME")
     parser.add_argument("--out", type=Path, default=Path("runs/planted-faults"))
     args = parser.parse_args()
     checkpoint = find_checkpoint(args.run)
     _measure(Planted("", checkpoint), args, args.out / "sound")
-    print("| planted | exit status | figures worse | by most | headline by box |\n| --- | ---: | ---: | ---: | ---: |")
+    head = ["planted", "exit status", *(f"worse by {metric}, by most" for metric in args.metrics), "headline by box"]
+    print(f"| {' | '.join(head)} |\n|{' --- |' * len(head)}")
     wrong = False
     for number, planted in enumerate(_faults(checkpoint, args)):
         folder = args.out / f"planted-{number}"
@@ -105,17 +106,21 @@ def _measure(planted: Planted, args: argparse.Namespace, out: Path) -> None:
 
 def _compare(args: argparse.Namespace, folder: Path) -> tuple[int, str]:
     """The exit status, and a line of the table; of what was measured otherwise, by --anyway once that was refused."""
-    words = ["eval", "compare", str(args.out / "sound"), str(folder), "--metric", args.metric, "--out", str(folder)]
+    metrics = [word for metric in args.metrics for word in ("--metric", metric)]
+    words = ["eval", "compare", str(args.out / "sound"), str(folder), *metrics, "--out", str(folder)]
     status = _medpclip(words).returncode
     said = str(status)
     if status == 2:
         said = f"2, by --anyway {_medpclip([*words, '--anyway']).returncode}"
     changes = json.loads((folder / "compare.json").read_bytes())["changes"]
-    worse = [100 * change["difference"] for change in changes if change["regressed"]]
-    headline = next(c for c in changes if c["prompt"] == "box" and c["name"].upper() == "MEAN")
-    most = f"{min(worse):+.1f}" if worse else "–"
-    values = f"{100 * headline['a']:.1f} → {100 * headline['b']:.1f}"
-    return status, f"{said} | {len(worse)} of {len(changes)} | {most} | {values}"
+    told = []
+    for metric in args.metrics:
+        own = [change for change in changes if change["metric"] == metric]
+        worse = [100 * change["difference"] for change in own if change["regressed"]]
+        told.append(f"{len(worse)} of {len(own)}" + (f", {max(worse, key=abs):+.1f}" if worse else ""))
+    means = [f"{100 * c['a']:.1f} → {100 * c['b']:.1f}" for c in changes if (c["prompt"], c["name"]) == ("box", "MEAN")]
+    values = means[0] if means else "–"  # none of one source
+    return status, " | ".join([said, *told, values])
 
 
 def _medpclip(words: list[str]) -> subprocess.CompletedProcess[str]:
