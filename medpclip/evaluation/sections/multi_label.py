@@ -16,7 +16,7 @@ from medpclip.evaluation.corpus import Corpus, values_of
 from medpclip.evaluation.embedding.features import Features
 from medpclip.evaluation.embedding.texts import TextClassifier, log_softmax
 from medpclip.evaluation.scores import Case, MultiLabelScores
-from medpclip.evaluation.sections.zero_shot import classes_of, embedded_images, terms_of, what_of
+from medpclip.evaluation.sections.zero_shot import check_classes, classes_of, embedded_images, terms_of, what_of
 from medpclip.evaluation.task import ImageTask, Task
 
 
@@ -38,6 +38,7 @@ def multi_label(
         )
     if len(known) < len(stated):
         left_out.append(f"{what_of(question)}: {len(stated) - len(known)} images that don't state it")
+    check_classes(task, what_of(question), dict(zip(classes, terms, strict=True)), corpus.labels[question.label])
     truth = np.stack([truth_of(classes, terms, values, question.terms) for _, values in known])
     scores = MultiLabelScores(question.label, classes, [Case(item, -1) for item, _ in known], truth)
     there, absent = (TextClassifier(features.texts, terms, t) for t in (question.templates, question.negatives))

@@ -48,7 +48,7 @@ def image_level(features: Features, task: Task, question: ImageTask, corpus: Cor
         )
     if not cases:
         raise MedpclipError(f"task {task.name!r}: {what} has none of its classes in split {task.split!r}; drop it")
-    _check_classes(task, what, dict(zip(classes, terms, strict=True)), corpus.labels[question.label])
+    check_classes(task, what, dict(zip(classes, terms, strict=True)), corpus.labels[question.label])
     if len(cases) < len(asked):
         left_out.append(f"{what}: {len(asked) - len(cases)} images without one of its classes")
     left_out += _absent(what, "image", classes, cases, task.split)
@@ -75,7 +75,7 @@ def region_level(features: Features, task: Task, corpus: Corpus, left_out: list[
     """
     assert task.region is not None
     there = {name for source in corpus.sources for name in source.classes}
-    _check_classes(task, "key 'region.classes'", {name: name for name in task.region.classes or ()}, there)
+    check_classes(task, "key 'region.classes'", {name: name for name in task.region.classes or ()}, there)
     out = []
     for source in corpus.sources:
         scores = _region_cases(source, task, task.region, left_out)
@@ -207,7 +207,7 @@ def _region_cases(source: Source, task: Task, regions: RegionTask, left_out: lis
     return Scores("region", source.name, list(classes), cases, mixed=mixed, pairs={k: v for k, v in pairs.items() if v})
 
 
-def _check_classes(task: Task, what: str, terms: Mapping[str, str], there: Collection[str]) -> None:
+def check_classes(task: Task, what: str, terms: Mapping[str, str], there: Collection[str]) -> None:
     """A class that is named must be in the data, or be a term that could be.
 
     Args:

@@ -76,6 +76,13 @@ def test_each_label_is_weighed_against_its_absence(shards: Path) -> None:
         multi_label(Planted(), task, other, read_corpus(task), [])  # type: ignore[arg-type]
 
 
+def test_a_misspelt_label_is_named(shards: Path) -> None:
+    question = ImageTask("labels.findings", ["{name}"], ["nodule", "efusion"], kind="multi_label")
+    task = Task("t", str(shards), image=[question])
+    with pytest.raises(MedpclipError, match="'efusion' is in no split .*; did you mean 'effusion'"):
+        multi_label(Planted(), task, question, read_corpus(task), [])  # type: ignore[arg-type]
+
+
 def test_kinds_of_what_is_stated_are_open() -> None:
     assert Lexicon.load().related("blood cell", "red blood cell")
     classes = ["blood cell", "red blood cell", "rbc", "platelet"]
