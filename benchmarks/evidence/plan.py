@@ -141,6 +141,14 @@ COMPARATORS = tuple(
 # Those that the more costly questions are asked of; choose them by the main table's validation.
 FINALISTS = (TOKENS, GLIMPSE, _kind("placed_crop"))
 
+
+def _plain_bare(run: Run) -> Run:
+    """The same taught by plain InfoNCE and bare names, and asked by them."""
+    overrides = (*run.overrides, "loss.positives=plain", "data.texts.bare=true")
+    asked = (*REGIONS_ALONE, "region.templates=['{name}']")
+    return Run(f"{run.name}_plain_bare", overrides, asked=asked, texts=51)
+
+
 _ABLATIONS = (
     TOKENS,
     _part("no_keys", "model.fusion.parts=[start,place,values,logits]"),
@@ -164,12 +172,8 @@ _ABLATIONS = (
         texts=51,
     ),
     # What wins, together.
-    replace(_part("glimpse_6_plain", "model.fusion.glimpse=6", "loss.positives=plain"), texts=92),
-    replace(
-        _part("glimpse_6_plain_bare", "model.fusion.glimpse=6", "loss.positives=plain", "data.texts.bare=true"),
-        asked=(*REGIONS_ALONE, "region.templates=['{name}']"),
-        texts=70,
-    ),
+    replace(_part("glimpse_6_plain", *GLIMPSE_6.overrides, "loss.positives=plain"), texts=92),
+    _plain_bare(GLIMPSE_6),
 )
 
 IMAGE_ONLY = _tokens("image_only", "loss.region_weight=0")
@@ -251,6 +255,12 @@ TABLES = {
             equal_compute=True,
         ),
         Table("ablations", "Parts of region tokens", _ABLATIONS, against="region_tokens"),
+        Table(
+            "again",
+            "What wins together, beside the best comparator that is taught alike",
+            (_plain_bare(GLIMPSE_6), _plain_bare(_kind("placed_crop"))),
+            against="placed_crop_plain_bare",
+        ),
         Table("anchoring", "Anchoring to the image-only stage", _ANCHORING, layout="images", against="then_images"),
         Table(
             "image_level",
