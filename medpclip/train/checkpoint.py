@@ -257,8 +257,15 @@ def trained_on(config: TrainConfig) -> dict[str, list[str]] | None:
     }
     if config.model.pretrained is None or not _is_ours(config.model.pretrained):
         return seen
+    # As it was when the run began: the folder may have gone away since.
     before = _seen_before(config.model.pretrained)
     return before and {key: sorted({*values, *before[key]}) for key, values in seen.items()}
+
+
+def note_first_stage(config: TrainConfig) -> None:
+    """Read what the checkpoint saw that the run begins with, for `trained_on` to know while the run lasts."""
+    if config.model.pretrained is not None and _is_ours(config.model.pretrained):
+        _seen_before(config.model.pretrained)
 
 
 @functools.cache
@@ -268,7 +275,7 @@ def _is_ours(pretrained: str) -> bool:
 
 @functools.cache
 def _seen_before(pretrained: str) -> dict[str, list[str]] | None:
-    """What a checkpoint says that it was trained on; read once, since its folder may go away during a run."""
+    """What a checkpoint says that it was trained on; read once."""
     folder = find_checkpoint(Path(pretrained))
     block = read_trained_on(read_meta(folder), f"{folder / META}")
     return None if block is None else asdict(block)

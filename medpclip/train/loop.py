@@ -24,7 +24,7 @@ from medpclip.files import write_atomically
 from medpclip.models import RegionCLIP
 from medpclip.models.device import pick_device
 from medpclip.models.load import build_model, checkpoints, read_meta
-from medpclip.train.checkpoint import resume, save_checkpoint, trained_on
+from medpclip.train.checkpoint import note_first_stage, resume, save_checkpoint, trained_on
 from medpclip.train.config import TrainConfig, public_config
 from medpclip.train.flops import count_flops
 from medpclip.train.metrics import KEYS, Interval, Row
@@ -104,7 +104,7 @@ class _Run:
         check_alike(world, config, self.initial)
         size, fill = model.preprocess.image_size, model.preprocess.fill
         dataset = open_dataset(config.data, size, model.mask_grid, fill, config.seed, model.fusion.window)
-        self.seen = trained_on(config)
+        note_first_stage(config)
         self._prepare_evaluation(model)
         self.anchor = make_anchor(model, self.device) if config.loss.anchor_weight else None
         freeze_parts(model, config.freeze)
@@ -159,7 +159,8 @@ class _Run:
 
             try:
                 tasks = read_tasks(self.config.evaluation.tasks)
-                seen = None if self.seen is None else TrainedOn(**self.seen)
+                told = trained_on(self.config)
+                seen = None if told is None else TrainedOn(**told)
                 self.evaluator = Evaluator(model, tasks, self.device, self.config.out, seen)
             except MedpclipError as error:
                 problem = error
