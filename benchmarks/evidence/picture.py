@@ -10,7 +10,7 @@ import matplotlib
 from figures import ACCURACY, over_sources
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from plan import COMPARATORS, MIXED, PROMPTS
+from plan import MIXED, PROMPTS, is_comparator
 from trained import Trained
 
 _MARKERS = {"box": "s", "point": "o", "mask": "^"}
@@ -19,7 +19,6 @@ _SHIFT = 0.22  # between the prompt kinds of one way
 
 def draw_ways(runs: Mapping[str, Trained], file: Path) -> None:
     """Write an SVG: a line for each way, its headline by box, point and mask with intervals, the best by box on top."""
-    others = {run.name for run in COMPARATORS}
     scores = {name: {p: over_sources(run.test, MIXED, p, ACCURACY) for p in PROMPTS} for name, run in runs.items()}
 
     def by_box(name: str) -> float:
@@ -41,7 +40,7 @@ def draw_ways(runs: Mapping[str, Trained], file: Path) -> None:
                 xerr=[[max(0.0, value - low)], [max(0.0, high - value)]],
                 marker=_MARKERS[prompt],
                 color="black",
-                markerfacecolor="white" if name in others else "black",
+                markerfacecolor="white" if is_comparator(name) else "black",
                 markersize=5,
                 linewidth=1,
                 capsize=2,

@@ -194,8 +194,26 @@ _EQUAL = tuple(
 RATES = (3.0e-4, 1.2e-3)  # beside that of launch/evidence.yaml
 
 
+_RATE = "-lr"
+
+
 def _at_rate(run: Run, rate: float) -> Run:
-    return replace(run, name=f"{run.name}-lr{rate:g}", overrides=(*run.overrides, f"optimizer.lr={rate}"))
+    return replace(run, name=f"{run.name}{_RATE}{rate:g}", overrides=(*run.overrides, f"optimizer.lr={rate}"))
+
+
+def is_comparator(name: str) -> bool:
+    """Whether a run is one of `COMPARATORS`, at whatever rate."""
+    return name.split(_RATE)[0] in {run.name for run in COMPARATORS}
+
+
+def is_ours(name: str) -> bool:
+    """Whether a run is one of `OURS`, at whatever rate."""
+    return name.split(_RATE)[0] in {run.name for run in OURS}
+
+
+# The best at equal compute, of ours and of comparators.
+_POOLED = (_kind("mask_pooling"), _kind("roi_align"))
+_CONTENDERS = (GLIMPSE, GLIMPSE_6, *_POOLED)
 
 
 # What a training doesn't see, and is tested on: lungs from one source or the other, red cells likewise. Radiographs and
@@ -241,17 +259,10 @@ TABLES = {
             layout="validation",
         ),
         Table(
-            "rates_compute",
-            "Half the learning rate at equal compute, on validation",
-            (
-                _kind("greyed"),
-                *(
-                    way
-                    for run in (GLIMPSE, GLIMPSE_6, _kind("mask_pooling"), _kind("roi_align"))
-                    for way in (run, _at_rate(run, RATES[0]))
-                ),
-            ),
-            layout="validation",
+            "compute_rates",
+            "Half the learning rate, at equal compute",
+            (*_CONTENDERS, *(_at_rate(run, RATES[0]) for run in (GLIMPSE, *_POOLED)), _kind("greyed")),
+            against=BEST,
             equal_compute=True,
         ),
         Table("ablations", "Parts of region tokens", _ABLATIONS, against="region_tokens"),

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from figures import ACCURACY, BySeed, Figure, best, figure, minus, named, over_sources, paired, region
 from notation import NONE, markdown, percent, points, points_by_seed
-from plan import BEST, COMPARATORS, MIXED, OURS, PROMPTS, REGION_SOURCES, Table
+from plan import BEST, MIXED, PROMPTS, REGION_SOURCES, Table, is_comparator, is_ours
 from trained import Trained
 
 Scores = Mapping[tuple[str, str], Figure | None]
@@ -83,7 +83,7 @@ def _differences(table: Table, scores: Scores, runs: Mapping[str, Trained]) -> l
             f"Difference in points, paired, with the lowest and the highest of the seeds, to the {table.against}, chosen on "
             f"validation ({told})."
         )
-        ours = {p: _best(runs, (run.name for run in OURS), p) for p in PROMPTS}
+        ours = {p: _best(runs, filter(is_ours, runs), p) for p in PROMPTS}
         if any(ours.values()):
             text += f" Of ours, validation chooses {', '.join(f'{p}: {name}' for p, name in ours.items() if name)}."
     return [text, markdown(["way", *PROMPTS], rows)]
@@ -91,7 +91,7 @@ def _differences(table: Table, scores: Scores, runs: Mapping[str, Trained]) -> l
 
 def _differences_by_source(table: Table, runs: Mapping[str, Trained]) -> str:
     """Of a table that looks for a best comparator, ours alone."""
-    shown = [run.name for run in OURS] if table.against == BEST else list(runs)
+    shown = list(filter(is_ours, runs)) if table.against == BEST else list(runs)
     rows = []
     for prompt in PROMPTS:
         other = _against(table, runs, prompt)
@@ -118,7 +118,7 @@ def _sources(runs: Mapping[str, Trained]) -> str:
 def _against(table: Table, runs: Mapping[str, Trained], prompt: str) -> str | None:
     """The run that a table compares with by this prompt kind."""
     if table.against == BEST:
-        return _best(runs, (run.name for run in COMPARATORS), prompt)
+        return _best(runs, filter(is_comparator, runs), prompt)
     return table.against if table.against in runs else None
 
 
