@@ -30,6 +30,13 @@ class _Parser(argparse.ArgumentParser):
         if words[:2] == ["train", "plot"]:
             words[:2] = ["train plot"]
         found, rest = super().parse_known_args(words, namespace)
+        # --data takes all the words up to the next option.
+        late = [
+            word for word in getattr(found, "data", None) or [] if _OVERRIDE.match(word) and not os.path.exists(word)
+        ]
+        if late:
+            found.data = [word for word in found.data if word not in late]
+            rest += late
         if rest and hasattr(found, "overrides") and all(_OVERRIDE.match(word) for word in rest):
             found.overrides += rest
         elif rest:

@@ -231,7 +231,10 @@ def _absent(what: str, unit: str, classes: Sequence[str], cases: Sequence[Case],
     """A note on the classes that no case has; they are candidates all the same."""
     found = {case.true for case in cases}
     absent = [repr(name) for i, name in enumerate(classes) if i not in found]
-    return [f"{what}: no {unit} of {', '.join(absent)} in split {split!r}"] if absent else []
+    if not absent:
+        return []
+    which = ", ".join(absent) if len(absent) <= 3 else f"{len(absent)} of the {len(classes)} classes"
+    return [f"{what}: no {unit} of {which} in split {split!r}"]
 
 
 def _unaskable(scores: Scores, regions: RegionTask) -> list[str]:
