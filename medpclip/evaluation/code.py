@@ -1,11 +1,14 @@
-"""What the code is known by, since a version stays the same while code is worked on."""
+"""What the code is known by: its own hash, since a version stays the same while code is worked on, and the packages' versions."""
 
 from __future__ import annotations
 
 import hashlib
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 
+# By which embeddings are made.
+EMBEDDING_PACKAGES = ("medpclip", "torch", "open_clip_torch", "timm", "transformers", "numpy", "pillow", "simplejpeg")
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -23,3 +26,12 @@ def code_sha256(*parts: str) -> str:
         content = path.read_bytes()
         digest.update(f"{name} {len(content)}\n".encode() + content)
     return digest.hexdigest()
+
+
+@cache
+def installed_version(package: str) -> str | None:
+    """A package's version; None where it isn't installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from medpclip.errors import MedpclipError
-from medpclip.evaluation.code import code_sha256
+from medpclip.evaluation.code import EMBEDDING_PACKAGES, code_sha256, installed_version
 from medpclip.evaluation.results.exposure import read_trained_on
-from medpclip.evaluation.results.result import EMBEDDING_PACKAGES, ModelFacts, installed_version, weights_sha256
+from medpclip.evaluation.results.result import ModelFacts, weights_sha256
 from medpclip.export.folder import REPORT
 from medpclip.models.load import (
     CHECKPOINTS,

@@ -83,15 +83,15 @@ def make_tokenizer(text: Mapping[str, Any], folder: Path | None, where: str) -> 
     name = text.get("hf_tokenizer_name") or text.get("hf_model_name")
     if not name:
         context = text.get("context_length", open_clip.CLIPTextCfg.context_length)
-        tokenizer = open_clip.SimpleTokenizer(context_length=context, **(text.get("tokenizer_kwargs") or {}))
+        clip = open_clip.SimpleTokenizer(context_length=context, **(text.get("tokenizer_kwargs") or {}))
         words = text.get("vocab_size", open_clip.CLIPTextCfg.vocab_size)
-        if words < tokenizer.vocab_size:
+        if words < clip.vocab_size:
             raise MedpclipError(
-                f"{where}: text_cfg.vocab_size is {words}, and CLIP's tokenizer has {tokenizer.vocab_size} tokens; name the "
+                f"{where}: text_cfg.vocab_size is {words}, and CLIP's tokenizer has {clip.vocab_size} tokens; name the "
                 "tokenizer in text_cfg.hf_tokenizer_name, or leave vocab_size out"
             )
-        own: Tokenizer = tokenizer
-        return own
+        tokenizer: Tokenizer = clip
+        return tokenizer
     if folder is None and Path(name).is_dir():
         folder = Path(name)
     if folder is not None:

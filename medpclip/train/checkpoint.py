@@ -15,7 +15,6 @@ and renamed; readers are in `medpclip.models.load`.
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import platform
 import shutil
@@ -37,6 +36,7 @@ from medpclip.data.loading.loader import check_state, loader_state
 from medpclip.data.shards import MANIFEST, ShardFolder, read_manifest
 from medpclip.distributed import World
 from medpclip.errors import MedpclipError
+from medpclip.evaluation.code import code_sha256
 from medpclip.evaluation.results.exposure import read_trained_on
 from medpclip.files import dump_json, file_sha256, flush_to_disk, write_atomically
 from medpclip.models.load import (
@@ -206,15 +206,9 @@ def data_hashes(config: TrainConfig) -> dict[str, str]:
     return hashes | {f"weight.{i}": repr(source.weight) for i, source in enumerate(sources) if source.weight != 1}
 
 
-@functools.cache
 def code_hash() -> str:
-    """SHA-256 over the names and bytes of the package's Python files, in the names' order."""
-    root = Path(medpclip.__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
-        content = path.read_bytes()
-        digest.update(f"{path.relative_to(root).as_posix()} {len(content)}\n".encode() + content)
-    return digest.hexdigest()
+    """SHA-256 of the package's code, as results have it."""
+    return code_sha256()
 
 
 def _meta(engine: Engine, config: TrainConfig, step: int, world: World) -> dict[str, Any]:

@@ -260,6 +260,18 @@ def test_least_groups_are_those_of_the_sign_test(level, least):
     assert binomtest(0, least).pvalue <= 1 - level + 1e-12 and binomtest(0, least - 1).pvalue > 1 - level
 
 
+def test_one_group_can_not_be_resampled(tmp_path):
+    sides = []
+    for name, model in (("a", Model()), ("b", swapped())):
+        folder = write(tmp_path / name, model)
+        lines = [json.loads(line) | {"group": "g"} for line in (folder / "predictions.jsonl").read_text().splitlines()]
+        (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        sides.append(read_results(folder))
+    changes = compare(*sides, metrics=("accuracy",)).changes
+    assert {change.interval for change in changes if change.name != "MEAN"} == {None}
+    assert min(change.gain for change in changes) < -0.1 and not any(change.regressed for change in changes)
+
+
 def test_a_mean_over_one_source_is_not_counted_beside_it(good):
     sides = [read_results(good), read_results(good)]
     for side in sides:

@@ -15,7 +15,7 @@ import numpy as np
 from medpclip.errors import MedpclipError
 from medpclip.evaluation.metrics.metrics import value_of
 from medpclip.evaluation.results.answers import Answers, Asked, common
-from medpclip.evaluation.results.measures import LOWER_IS_BETTER, Measured, mean_of, measure, metrics_of, told
+from medpclip.evaluation.results.measures import LOWER_IS_BETTER, Measured, mean_of, measure, metrics_of, seen_by_metric
 from medpclip.evaluation.results.predictions import read_predictions
 from medpclip.evaluation.results.result import FORMAT, asked_by
 from medpclip.evaluation.results.rows import MEAN, Row
@@ -281,8 +281,9 @@ def _changes(
         change = others - mine
         cases, unpaired = sum(part.cases for part in parts), sum(part.unpaired for part in parts)
         groups = sum(part.changed_groups(metric) for part in parts)
+        alone = sum(len(set(part.answers[0].groups)) for part in parts) == 1  # one group can't be resampled
         if np.isfinite(change.value):
-            figures = (mine.rounded, others.rounded, change.rounded, change.interval(level))
+            figures = (mine.rounded, others.rounded, change.rounded, None if alone else change.interval(level))
             yield Change(task, *asked, metric, *figures, cases, unpaired, groups)
 
 
@@ -308,7 +309,7 @@ class _Both:
 
     def changed_groups(self, metric: str) -> int:
         """How many groups have a case that A and B answer differently, as far as the metric can tell."""
-        mine, others = (told(answers, metric).reshape(self.cases, -1) for answers in self.answers)
+        mine, others = (seen_by_metric(answers, metric).reshape(self.cases, -1) for answers in self.answers)
         differ = (mine != others).any(axis=1)
         return len({group for group, one in zip(self.answers[0].groups, differ, strict=True) if one})
 

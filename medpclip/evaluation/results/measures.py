@@ -88,7 +88,7 @@ def mean_of(parts: list[Measured]) -> Measured:
     return Measured(float(np.mean([p.value for p in parts])), mean_of_sources([p.draws for p in parts]))
 
 
-def told(answers: Answers, metric: str) -> np.ndarray:
+def seen_by_metric(answers: Answers, metric: str) -> np.ndarray:
     """What a metric sees of each of n cases, (n, ...): where two models' are equal, so is what they add to it."""
     if isinstance(answers, Labels):
         return answers.score

@@ -8,13 +8,11 @@ import math
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from medpclip.config import to_mapping
-from medpclip.evaluation.code import code_sha256
+from medpclip.evaluation.code import EMBEDDING_PACKAGES, code_sha256, installed_version
 from medpclip.evaluation.corpus import Corpus
 from medpclip.evaluation.metrics.calibration import reliability
 from medpclip.evaluation.metrics.metrics import confusion_matrix
@@ -27,8 +25,6 @@ from medpclip.evaluation.scores import Evaluation
 from medpclip.evaluation.task import COMPARATORS, Task
 
 FORMAT = 2
-# Packages by which embeddings are made; figures depend on scikit-learn, too.
-EMBEDDING_PACKAGES = ("medpclip", "torch", "open_clip_torch", "timm", "transformers", "numpy", "pillow", "simplejpeg")
 _PACKAGES = (*EMBEDDING_PACKAGES, "scikit-learn")
 # Keys of a task that don't change what is asked: the data are known by their manifests.
 _NOT_ASKED = ("name", "data", "published", "batch_size", "prompts_per_pass")
@@ -159,15 +155,6 @@ def _confusion(asked: Asked, given: Choices) -> dict[str, Any]:
 def _reliability(asked: Asked, given: Choices, bins: int) -> dict[str, Any]:
     curve = reliability(given.confidence, given.true == given.predicted, bins)
     return asked._asdict() | {"bins": [asdict(one) for one in curve]}
-
-
-@cache
-def installed_version(package: str) -> str | None:
-    """A package's version; None where it isn't installed."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _finite(data: Any) -> Any:
